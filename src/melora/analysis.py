@@ -1,0 +1,140 @@
+"""What is in a trained adapter: counts, rank, effective rank and size of every update, from the factors alone."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapter_files import read_adapter
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One adapted module.
+
+    Attributes:
+        name: the module.
+        d_in, d_out: sizes of its weight.
+        n, r: number of minis and rank of one.
+        equivalent_rank: n * r, the highest rank that the update can have.
+        rank: numerical rank of dW.
+        effective_rank: exp of the entropy of dW's normalised singular values (Roy and Vetterli, 2007); 0 if dW = 0.
+        norm: Frobenius norm of dW, scaling included.
+        parameters: r * (d_in + d_out).
+    """
+
+    name: str
+    d_in: int
+    d_out: int
+    n: int
+    r: int
+    equivalent_rank: int
+    rank: int
+    effective_rank: float
+    norm: float
+    parameters: int
+
+    @property
+    def lora_parameters(self) -> int:
+        """What a LoRA of the same equivalent rank needs."""
+        return self.equivalent_rank * (self.d_in + self.d_out)
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """All layers of an adapter, and totals.
+
+    Attributes:
+        method: "MELORA" or "LORA".
+        layers: one LayerReport a module.
+        other_parameters: numbers in the file that are no factors (trained heads, biases).
+    """
+
+    method: str
+    layers: list[LayerReport]
+    other_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def lora_parameters(self) -> int:
+        """Parameters of a LoRA of the same rank in every layer."""
+        return sum(layer.lora_parameters for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, totals included."""
+        totals = {"parameters": self.parameters, "lora_parameters": self.lora_parameters}
+        return {**asdict(self), **totals}
+
+
+def inspect_adapter(path: str | Path) -> AdapterReport:
+    """Measure every module of a MELoRA or LoRA adapter folder.
+
+    Raises:
+        MeloraError: the folder is damaged (see read_adapter).
+    """
+    files = read_adapter(path)
+    tensors = files.load()
+    layers = []
+    for module in files.modules:
+        s = singular_values(*files.factors(tensors, module), module.scaling)
+        layers.append(
+            LayerReport(
+                name=module.name,
+                d_in=module.d_in,
+                d_out=module.d_out,
+                n=module.n,
+                r=module.r,
+                equivalent_rank=module.equivalent_rank,
+                rank=numerical_rank(s, max(module.d_in, module.d_out), tensors[module.A_key].dtype),
+                effective_rank=effective_rank(s),
+                norm=float(s.square().sum().sqrt()),
+                parameters=module.parameters,
+            )
+        )
+    other = sum(tensors[key].numel() for key in files.other_keys())
+    return AdapterReport(str(files.config.peft_type.value), layers, other)
+
+
+def singular_values(A: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:
+    """The non-zero singular values of scaling * blockdiag(B_i A_i), descending, in fp64.
+
+    Those of a block-diagonal matrix are the blocks' own; B_i A_i = Q_B (R_B R_A^T) Q_A^T has those of an r x r core, so
+    no d_out x d_in matrix is ever built.
+
+    Args:
+        A: (n, r, d_in / n).
+        B: (n, d_out / n, r).
+
+    Returns:
+        (n * min(r, d_in / n, d_out / n),)
+    """
+    R_A = torch.linalg.qr(A.double().transpose(1, 2), mode="r").R
+    R_B = torch.linalg.qr(B.double(), mode="r").R
+    s: torch.Tensor = torch.linalg.svdvals(R_B @ R_A.transpose(1, 2)).flatten() * abs(scaling)
+    return torch.sort(s, descending=True).values
+
+
+def numerical_rank(s: torch.Tensor, size: int, dtype: torch.dtype) -> int:
+    """How many singular values exceed the largest times `size` times the dtype's epsilon, as numpy's matrix_rank.
+
+    Args:
+        s: singular values.
+        size: the larger side of the matrix.
+        dtype: of the factors as they were trained.
+    """
+    if s.numel() == 0:
+        return 0
+    return int((s > s.max() * size * torch.finfo(dtype).eps).sum())
+
+
+def effective_rank(s: torch.Tensor) -> float:
+    """exp(-sum p log p), p = s / sum(s): as many equal singular values would have this entropy. 0 for a zero matrix."""
+    total = s.sum()
+    if total == 0:
+        return 0.0
+    p = s[s > 0] / total
+    return float(torch.exp(-(p * p.log()).sum()))

@@ -1,0 +1,145 @@
+"""MeloraConfig: LoraConfig's names, so that switching from LoRA is one line."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft import PeftConfig
+
+from .errors import MeloraError
+from .registration import MeloraPeftType
+
+# No weight has this many rows or columns. A larger r or n is a slip (or an attack), caught before any module is seen.
+LARGEST_SIZE = 2**24
+
+_BIAS = ("none", "all", "melora_only", "lora_only")
+
+
+def positive_int(name: str, value: Any) -> int:
+    """`value` if it is a whole number from 1 to LARGEST_SIZE, else MeloraError naming `name`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_SIZE:
+        raise MeloraError(
+            f"{name} must be a whole number from 1 to {LARGEST_SIZE}, got {value!r}: choose e.g. {name}=8"
+        )
+    return value
+
+
+def positive_number(name: str, value: Any) -> float:
+    """`value` if it is a finite number above 0, else MeloraError naming `name`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise MeloraError(f"{name} must be a finite number above 0, got {value!r}: choose {name}=16, say")
+    return value
+
+
+@dataclass
+class MeloraConfig(PeftConfig):
+    """Configuration of a MELoRA adapter (mini-ensemble low-rank adapters, Ren et al., ACL 2024, arXiv 2402.17263).
+
+    A weight (d_out, d_in) gets n mini LoRAs of rank r on its n diagonal blocks: an update of rank n * r for
+    r * (d_in + d_out) parameters, a LoRA of rank r's. n=1 is LoRA. Names and meanings are those of peft.LoraConfig
+    (PEFT 0.21) wherever it has the field.
+
+    Args:
+        r: rank of ONE mini.
+        n: number of minis; must divide both sizes of every target.
+        target_modules: names, a regular expression, or "all-linear", as for LoRA; by default LoRA's choice for the
+            model's architecture.
+        exclude_modules: names or a regular expression of modules to leave alone.
+        lora_alpha: the update is scaled by lora_alpha / r, with r the rank of one mini (the reference's convention).
+            A LoRA of the same update rank and lora_alpha is scaled by lora_alpha / (n * r), n times less.
+        lora_dropout: dropout on the adapter's input.
+        fan_in_fan_out: accepted for LoraConfig's sake; the layer's own type (Linear or Conv1D) decides.
+        bias: "none", "all" or "melora_only" ("lora_only" is taken as the same).
+        use_rslora: scale by lora_alpha / sqrt(r) instead.
+        modules_to_save: modules to train and save whole, such as a new classifier.
+        init_weights: True for Kaiming-uniform A over its own fan-in d_in / n (the reference's) and B = 0; "gaussian"
+            for A ~ N(0, 1 / r^2), the paper's kind with PEFT's width, and B = 0; False for a random B, which PEFT's
+            tests use.
+        layers_to_transform: indexes of the layers to adapt, when target_modules is a list.
+        layers_pattern: name of the model's list of layers, when layers_to_transform is given.
+        rank_pattern: {name or regular expression: r} for modules that differ.
+        alpha_pattern: {name or regular expression: lora_alpha} for modules that differ.
+        n_pattern: {name or regular expression: n} for modules that differ.
+        trainable_token_indices: rows of the token embedding to train, as for LoRA.
+
+    Raises:
+        MeloraError: a value that no model could take, named in the message.
+    """
+
+    r: int = field(default=1, metadata={"help": "rank of one mini"})
+    n: int = field(default=8, metadata={"help": "number of minis; must divide both sizes of every target"})
+    target_modules: set[str] | list[str] | str | None = field(
+        default=None, metadata={"help": "module names, a regular expression, or 'all-linear'"}
+    )
+    exclude_modules: set[str] | list[str] | str | None = field(
+        default=None, metadata={"help": "module names or a regular expression to leave alone"}
+    )
+    lora_alpha: int | float = field(default=16, metadata={"help": "the update is scaled by lora_alpha / r"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the adapter's input"})
+    fan_in_fan_out: bool = field(default=False, metadata={"help": "accepted for LoraConfig's sake, not needed"})
+    bias: Literal["none", "all", "melora_only", "lora_only"] = field(
+        default="none", metadata={"help": "which biases to train: none, all or melora_only"}
+    )
+    use_rslora: bool = field(default=False, metadata={"help": "scale by lora_alpha / sqrt(r)"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules to train and save whole"})
+    init_weights: bool | Literal["gaussian"] = field(
+        default=True, metadata={"help": "True (Kaiming A, zero B), 'gaussian' (Gaussian A, zero B) or False (random B)"}
+    )
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indexes to adapt"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "{module: r} where r differs"})
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "{module: lora_alpha} where lora_alpha differs"}
+    )
+    n_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "{module: n} where n differs"})
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "rows of the token embedding to train"}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = MeloraPeftType.MELORA
+        if isinstance(self.r, list) or isinstance(self.lora_alpha, list):
+            raise MeloraError(
+                f"r={self.r!r}, lora_alpha={self.lora_alpha!r}: a list, one value per mini, is the format of the "
+                "authors' reference code, which melora does not read; train again with whole numbers r and n"
+            )
+        positive_int("r", self.r)
+        positive_int("n", self.n)
+        positive_number("lora_alpha", self.lora_alpha)
+        for name, pattern in (("rank_pattern", self.rank_pattern), ("n_pattern", self.n_pattern)):
+            for key, value in (pattern or {}).items():
+                positive_int(f"{name}[{key!r}]", value)
+        for key, alpha in (self.alpha_pattern or {}).items():
+            positive_number(f"alpha_pattern[{key!r}]", alpha)
+        self.rank_pattern, self.alpha_pattern = self.rank_pattern or {}, self.alpha_pattern or {}
+        self.n_pattern = self.n_pattern or {}
+        if not isinstance(self.lora_dropout, int | float) or not 0.0 <= self.lora_dropout < 1.0:
+            raise MeloraError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
+        if self.bias not in _BIAS:
+            raise MeloraError(f"bias must be one of {', '.join(_BIAS)}, got {self.bias!r}")
+        if self.init_weights not in (True, False, "gaussian"):
+            raise MeloraError(f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}")
+        if isinstance(self.target_modules, list | tuple):
+            self.target_modules = set(self.target_modules)
+        if isinstance(self.exclude_modules, list | tuple):
+            self.exclude_modules = set(self.exclude_modules)
+        self._check_layer_selection()
+
+    def _check_layer_selection(self) -> None:
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise MeloraError("layers_pattern is set and layers_to_transform is not: give the layer indexes too")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise MeloraError(
+                f"layers_to_transform goes with a list of target_modules, got the string {self.target_modules!r}: "
+                "select the layers in the regular expression, or list the names"
+            )
+
+    @property
+    def equivalent_rank(self) -> int:
+        """Rank of the update, n * r (where r and n are not overridden and n * r fits the weight)."""
+        return self.n * self.r
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, sets as sorted lists, so that a saved file does not depend on the hash seed."""
+        return {key: sorted(value) if isinstance(value, set) else value for key, value in super().to_dict().items()}

@@ -1,0 +1,101 @@
+"""MeloraModel: finds the targets, replaces them by MeloraLayers, and routes mixed batches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from torch import nn
+
+from .config import MeloraConfig
+from .layer import MeloraLayer
+from .linear import Linear
+from .loading import check_state_dict
+from .mixed_batch import route_by_name
+from .targets import check_targets, check_type, module_settings
+
+
+class MeloraModel(BaseTuner):
+    """The tuner that `peft.get_peft_model(model, MeloraConfig(...))` builds (PEFT 0.21's BaseTuner).
+
+    Before a module is touched, all targets are checked: names that match nothing, layer types without support, and n
+    or r that do not fit raise MeloraError with the model unchanged.
+    """
+
+    prefix = "melora_"
+    tuner_layer_cls = MeloraLayer
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        if state_dict is None:  # else the tensors' names, not the config, say which modules are meant
+            config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
+            check_targets(model, config)
+        super().inject_adapter(
+            model,
+            adapter_name,
+            autocast_adapter_dtype=autocast_adapter_dtype,
+            low_cpu_mem_usage=low_cpu_mem_usage,
+            state_dict=state_dict,
+        )
+
+    def _create_and_replace(
+        self,
+        peft_config: MeloraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        r, n, lora_alpha = module_settings(peft_config, current_key)
+        if isinstance(target, MeloraLayer):
+            target.update_layer(adapter_name, r, n, lora_alpha, peft_config, current_key)
+            return
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        backend = resolve_quantization_backend(base, **get_quantization_kwargs(self.model))
+        check_type(current_key, base, backend)
+        layer = Linear(
+            target,
+            adapter_name,
+            r=r,
+            n=n,
+            lora_alpha=lora_alpha,
+            config=peft_config,
+            module_name=current_key,
+            quantization_backend=backend,
+        )
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)  # a further adapter is not trained until it is set active
+        self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PeftModel's forward and generate enter this; `adapter_names` makes a mixed batch of the call."""
+        with route_by_name(self, kwargs.pop("adapter_names", None), kwargs.get("num_beams")):
+            yield
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: MeloraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """PEFT's step from a file's names to the model's; a file that does not fit exactly is refused here.
+
+        Raises:
+            MeloraError: missing, extra, empty or mis-shaped tensors, which PEFT would pass over or report late.
+        """
+        remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        check_state_dict(model, config, adapter_name, remapped)
+        return remapped

@@ -1,0 +1,33 @@
+"""What n and r may be for a weight of a given shape: one rule, checked before anything is allocated."""
+
+import math
+
+from .errors import MeloraError
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, ascending."""
+    small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
+    return sorted({*small, *(number // k for k in small)})
+
+
+def check_shape(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
+    """Raise MeloraError unless n divides d_in and d_out and r is no larger than the larger of them.
+
+    Args:
+        module: the module's name, for the message.
+        d_in, d_out: the weight's sizes.
+        n, r: number of minis and rank of one.
+    """
+    if d_in % n or d_out % n:
+        possible = divisors(math.gcd(d_in, d_out))
+        shown = ", ".join(map(str, possible if len(possible) <= 24 else [*possible[:23], "...", possible[-1]]))
+        raise MeloraError(
+            f"{module}: n={n} does not divide both d_in={d_in} and d_out={d_out}; choose n from {shown}, "
+            "or give this module its own in n_pattern, or leave it out by exclude_modules"
+        )
+    if r > max(d_in, d_out):
+        raise MeloraError(
+            f"{module}: r={r} is larger than the weight ({d_out} x {d_in}); a mini on its block of "
+            f"{d_out // n} x {d_in // n} has at most rank {min(d_in, d_out) // n}: choose r up to that, or rank_pattern"
+        )

@@ -1,0 +1,123 @@
+"""Which modules a config means in a model, and whether each can be adapted: checked before anything is allocated."""
+
+import copy
+import difflib
+import warnings
+from typing import cast
+
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _get_in_out_features,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import get_pattern_key, match_target_against_key
+from peft.utils.quantization_utils import QuantizationBackend, get_quantization_kwargs, resolve_quantization_backend
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .config import MeloraConfig
+from .errors import MeloraError
+from .shapes import check_shape
+
+
+def module_settings(config: MeloraConfig, module: str) -> tuple[int, int, float]:
+    """(r, n, lora_alpha) of a module: the config's, or what its patterns say for that name."""
+    r_key = get_pattern_key(list(config.rank_pattern), module)
+    n_key = get_pattern_key(list(config.n_pattern), module)
+    alpha_key = get_pattern_key(list(config.alpha_pattern), module)
+    return (
+        config.rank_pattern.get(r_key, config.r),
+        config.n_pattern.get(n_key, config.n),
+        config.alpha_pattern.get(alpha_key, config.lora_alpha),
+    )
+
+
+class NoTargetError(MeloraError, NoMatchingPeftModuleError):
+    """No module of the model bears a target's name; PEFT's own exception for that, too."""
+
+
+def check_targets(model: nn.Module, config: MeloraConfig) -> None:
+    """Check every module that `config` means in `model`; nothing is changed.
+
+    Raises:
+        NoTargetError: no module matches; the message offers the closest names.
+        MeloraError: a module's type is not supported, or n or r does not fit it.
+
+    Warns:
+        UserWarning: some of the listed names match nothing while others do.
+    """
+    config = copy.copy(config)
+    if config.target_modules == DUMMY_TARGET_MODULES:
+        return
+    _maybe_include_all_linear_layers(config, model)
+    modules = _outer_modules(model)
+    _check_names(config, modules)
+    quantization = get_quantization_kwargs(model)
+    for name, module in modules.items():
+        if check_target_module_exists(config, name):
+            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+            check_type(name, base, resolve_quantization_backend(base, **quantization))
+            r, n, _ = module_settings(config, name)
+            check_shape(name, *cast(tuple[int, int], _get_in_out_features(base)), n, r)
+
+
+def check_type(name: str, base: nn.Module, backend: QuantizationBackend | None) -> None:
+    """Raise MeloraError unless the layer `base`, called `name`, can be adapted."""
+    linear = isinstance(base, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear")
+    if not linear:
+        raise MeloraError(
+            f"Target module {name} is a {type(base).__name__}, which is not supported: melora adapts torch.nn.Linear, "
+            "transformers' Conv1D and PEFT's quantised linear layers; take it out of target_modules or name it in "
+            "exclude_modules"
+        )
+
+
+def _outer_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by name but those inside adapter layers, as PEFT's own matching sees them."""
+    outer: dict[str, nn.Module] = {}
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not name or name.startswith(inside or ("\0",)):
+            continue
+        outer[name] = module
+        if isinstance(module, BaseTunerLayer):
+            inside = (*inside, f"{name}.")
+    return outer
+
+
+def _check_names(config: MeloraConfig, modules: dict[str, nn.Module]) -> None:
+    targets = config.target_modules
+    if targets is None or not targets:
+        return
+    if isinstance(targets, str):
+        unknown = [] if any(match_target_against_key(targets, name) for name in modules) else [targets]
+    else:
+        known = {suffix for name in modules for suffix in _suffixes(name)}
+        unknown = sorted(target for target in targets if target not in known)
+    if not unknown:
+        return
+    missing = ", ".join(f"{target!r} ({_closest(target, modules)})" for target in unknown)
+    if isinstance(targets, str) or len(unknown) == len(targets):
+        raise NoTargetError(
+            f"Target modules {targets if isinstance(targets, str) else unknown} not found in the base model. "
+            f"Please check the target modules and try again: no module matches {missing}"
+        )
+    warnings.warn(f"target_modules: no module of the model matches {missing}; the others are adapted", stacklevel=2)
+
+
+def _suffixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]
+
+
+def _closest(target: str, modules: dict[str, nn.Module]) -> str:
+    """What may have been meant by `target`: names close to it, else the names of the model's linear layers."""
+    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D | BaseTunerLayer)}
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in modules if name in linear))
+    close = difflib.get_close_matches(target, dict.fromkeys([*leaves, *sorted(linear)]), n=3, cutoff=0.6)
+    if close:
+        return f"closest: {', '.join(close)}"
+    return f"linear layers of this model: {', '.join(leaves[:12])}{', ...' if len(leaves) > 12 else ''}"
