@@ -1,0 +1,16 @@
+"""Says at the top of every test run which versions were tested, and refuses a run against another PEFT than asked for."""
+
+import os
+from importlib.metadata import version
+
+import pytest
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return "tested with " + ", ".join(f"{name} {version(name)}" for name in ("peft", "transformers", "torch"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    expected = os.environ.get("MELORA_EXPECT_PEFT")
+    if expected is not None and version("peft") != expected:
+        pytest.exit(f"this run is to test PEFT {expected}, but {version('peft')} comes first on sys.path", returncode=3)
