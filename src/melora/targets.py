@@ -48,6 +48,7 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
 
     Warns:
         UserWarning: some of the listed names match nothing while others do.
+        RuntimeWarning: a key of n_pattern matches no target.
     """
     config = copy.copy(config)
     if config.target_modules == DUMMY_TARGET_MODULES:
@@ -55,13 +56,26 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
     _maybe_include_all_linear_layers(config, model)
     modules = _outer_modules(model)
     _check_names(config, modules)
+    targeted = {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
+    _check_n_pattern(config, list(targeted))
     quantization = get_quantization_kwargs(model)
-    for name, module in modules.items():
-        if check_target_module_exists(config, name):
-            base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            check_type(name, base, resolve_quantization_backend(base, **quantization))
-            r, n, _ = module_settings(config, name)
-            check_shape(name, *cast(tuple[int, int], _get_in_out_features(base)), n, r)
+    for name, module in targeted.items():
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        check_type(name, base, resolve_quantization_backend(base, **quantization))
+        r, n, _ = module_settings(config, name)
+        check_shape(name, *cast(tuple[int, int], _get_in_out_features(base)), n, r)
+
+
+def _check_n_pattern(config: MeloraConfig, targeted: list[str]) -> None:
+    """Warn of keys that match nothing, as PEFT does for rank_pattern and alpha_pattern."""
+    used = {get_pattern_key(list(config.n_pattern), name) for name in targeted}
+    unused = sorted(config.n_pattern.keys() - used)
+    if unused:
+        warnings.warn(
+            f"The following n_pattern keys did not match any targeted module and were ignored: {unused}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def check_type(name: str, base: nn.Module, backend: QuantizationBackend | None) -> None:

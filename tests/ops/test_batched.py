@@ -1,0 +1,188 @@
+"""The batched product against the loop: outputs and every gradient, in every shape, stride and dtype."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from melora.ops import block_lora, block_lora_reference
+
+NAMES = ("x", "weight", "bias", "A", "B")
+
+
+def make(
+    n: int = 4,
+    r: int = 2,
+    block_in: int = 3,
+    block_out: int = 5,
+    leading: tuple[int, ...] = (7,),
+    dtype: torch.dtype = torch.float64,
+    base: bool = True,
+) -> dict[str, Any]:
+    d_in, d_out = n * block_in, n * block_out
+    tensors: dict[str, Any] = {
+        "x": torch.randn(*leading, d_in, dtype=dtype),
+        "weight": torch.randn(d_out, d_in, dtype=dtype) / d_in**0.5 if base else None,
+        "bias": torch.randn(d_out, dtype=dtype) if base else None,
+        "A": torch.randn(n, r, block_in, dtype=dtype) / block_in**0.5,
+        "B": torch.randn(n, block_out, r, dtype=dtype) / r**0.5,
+    }
+    return {key: None if value is None else value.requires_grad_() for key, value in tensors.items()}
+
+
+def call(function: Any, t: dict[str, Any], scaling: float = 0.7, **kwargs: Any) -> torch.Tensor:
+    y: torch.Tensor = function(t["x"], t["A"], t["B"], scaling, weight=t["weight"], bias=t["bias"], **kwargs)
+    return y
+
+
+def output_and_gradients(function: Any, t: dict[str, Any], grad: torch.Tensor) -> list[torch.Tensor]:
+    y = call(function, t)
+    leaves = [t[name] for name in NAMES if t[name] is not None]
+    return [y, *torch.autograd.grad(y, leaves, grad)]
+
+
+@pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
+@pytest.mark.parametrize("r", [1, 3])
+def test_gradcheck_and_double_backward(r: int, base: bool) -> None:
+    t = make(n=2, r=r, block_in=2, block_out=3, leading=(3,), base=base)
+    leaves = [t[name] for name in NAMES if t[name] is not None]
+
+    def f(*values: torch.Tensor) -> torch.Tensor:
+        filled = {**t, **dict(zip([name for name in NAMES if t[name] is not None], values, strict=True))}
+        return call(block_lora, filled)
+
+    assert gradcheck(f, leaves)
+    assert gradgradcheck(f, leaves)
+
+
+@pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
+def test_gradcheck_with_dropout(base: bool) -> None:
+    t = make(n=2, r=2, block_in=3, block_out=2, leading=(4,), base=base)
+    leaves = [t[name] for name in NAMES if t[name] is not None]
+
+    def f(*values: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(3)  # the same mask in every evaluation
+        filled = {**t, **dict(zip([name for name in NAMES if t[name] is not None], values, strict=True))}
+        return call(block_lora, filled, dropout=0.4)
+
+    assert gradcheck(f, leaves)
+    assert gradgradcheck(f, leaves)
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=5)))
+def test_every_combination_of_wanted_gradients(needs: tuple[bool, ...]) -> None:
+    torch.manual_seed(0)
+    t = make(r=1)
+    grad = torch.randn(7, 20, dtype=torch.float64)
+    every = dict(zip(NAMES, output_and_gradients(block_lora_reference, t, grad)[1:], strict=True))
+    for name, need in zip(NAMES, needs, strict=True):
+        t[name] = t[name].detach().requires_grad_(need)
+    y = call(block_lora, t)
+    assert y.requires_grad == any(needs)
+    wanted = [name for name, need in zip(NAMES, needs, strict=True) if need]
+    if wanted:
+        got = torch.autograd.grad(y, [t[name] for name in wanted], grad)
+        for name, value in zip(wanted, got, strict=True):
+            torch.testing.assert_close(value, every[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    r=st.integers(1, 4),
+    block_in=st.integers(1, 5),
+    block_out=st.integers(1, 5),
+    leading=st.lists(st.integers(0, 4), max_size=3),
+    base=st.booleans(),
+    layout=st.sampled_from(["contiguous", "transposed", "strided", "expanded"]),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_the_loop_in_any_shape_and_stride(
+    n: int, r: int, block_in: int, block_out: int, leading: list[int], base: bool, layout: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    t = make(n, r, block_in, block_out, tuple(leading), base=base)
+    x = t["x"].detach()
+    if layout == "transposed":
+        x = x.T.contiguous().T if x.dim() < 3 else x.transpose(0, -1).contiguous().transpose(0, -1)
+    elif layout == "strided":
+        x = torch.stack([x, x], dim=-1).flatten(-2)[..., ::2]
+    elif layout == "expanded":
+        x = x[..., :1].expand_as(x)
+    t["x"] = x.requires_grad_()
+    grad = torch.randn(*leading, n * block_out, dtype=torch.float64)
+    grad = grad.transpose(0, -1).contiguous().transpose(0, -1)
+
+    expected = output_and_gradients(block_lora_reference, t, grad)
+    for got, want in zip(output_and_gradients(block_lora, t, grad), expected, strict=True):
+        assert got.shape == want.shape
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(call(block_lora, t), expected[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "r"), [(1, 1), (8, 1), (8, 4), (3, 2)])
+@pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
+def test_low_precision_is_as_good_as_plain_pytorch(dtype: torch.dtype, n: int, r: int, base: bool) -> None:
+    """Error to the fp32 (for fp32: fp64) oracle at most twice that of the plain loop in this dtype, plus 1e-6."""
+    torch.manual_seed(0)
+    low = make(n, r, 16, 24, (64,), dtype=dtype, base=base)
+    exact = torch.float64 if dtype == torch.float32 else torch.float32
+    high = {k: None if v is None else v.detach().to(exact).requires_grad_() for k, v in low.items()}
+    grad = torch.randn(64, n * 24, dtype=dtype)
+
+    oracle = output_and_gradients(block_lora_reference, high, grad.to(exact))
+    plain = output_and_gradients(block_lora_reference, low, grad)
+    ours = output_and_gradients(block_lora, low, grad)
+    for want, allowed, got in zip(oracle, plain, ours, strict=True):
+        assert got.dtype == dtype
+        error, plain_error = ((value.to(exact) - want).abs().max() for value in (got, allowed))
+        assert error <= 2 * plain_error + 1e-6
+
+
+def test_keeps_x_itself_and_the_small_product_alone() -> None:
+    t = make(n=4, r=2, block_in=16, block_out=16, leading=(3, 10))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
+        call(block_lora, t)
+    own = {t[name].untyped_storage().data_ptr() for name in NAMES}
+    extra = [value.numel() for value in kept if value.untyped_storage().data_ptr() not in own]
+    assert extra == [30 * 4 * 2]
+
+
+def test_dropout_keeps_a_mask_of_one_byte_an_element_and_no_copy() -> None:
+    t = make(n=4, r=2, block_in=16, block_out=16, leading=(30,))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
+        call(block_lora, t, dropout=0.1)
+    own = {t[name].untyped_storage().data_ptr() for name in NAMES}
+    extra = {v.dtype: v.numel() for v in kept if v.untyped_storage().data_ptr() not in own}
+    assert extra == {torch.float64: 30 * 4 * 2, torch.bool: 30 * 64}
+
+
+@pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
+def test_dropout_is_nn_dropout_on_the_adapters_input(base: bool) -> None:
+    t = make(base=base)
+    torch.manual_seed(5)
+    y = call(block_lora, t, dropout=0.5)
+    torch.manual_seed(5)
+    dropped = torch.nn.functional.dropout(t["x"], 0.5)
+    expected = block_lora_reference(dropped, t["A"], t["B"], 0.7)
+    if base:
+        expected = expected + torch.nn.functional.linear(t["x"], t["weight"], t["bias"])
+    torch.testing.assert_close(y, expected)
+
+
+def test_does_not_write_into_its_inputs() -> None:
+    t = make()
+    before = {name: t[name].detach().clone() for name in NAMES}
+    y = call(block_lora, t)
+    grad = torch.ones_like(y)
+    y.backward(grad)
+    assert all(torch.equal(t[name], before[name]) for name in NAMES)
+    assert torch.equal(grad, torch.ones_like(y))

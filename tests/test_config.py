@@ -1,0 +1,104 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, PeftConfig
+
+from melora import MeloraConfig, MeloraError
+
+
+def test_defaults_are_the_reference_scale_and_one_rank_a_mini() -> None:
+    config = MeloraConfig()
+    assert (config.r, config.n, config.lora_alpha, config.equivalent_rank) == (1, 8, 16, 8)
+    assert config.peft_type == "MELORA"
+    assert config.peft_type.value == "MELORA"
+
+
+def test_switching_from_lora_is_one_line() -> None:
+    kwargs: dict[str, Any] = {
+        "r": 2,
+        "lora_alpha": 4,
+        "lora_dropout": 0.1,
+        "target_modules": ["q_proj", "v_proj"],
+        "exclude_modules": ["lm_head"],
+        "fan_in_fan_out": False,
+        "bias": "lora_only",
+        "use_rslora": True,
+        "modules_to_save": ["score"],
+        "layers_to_transform": [0, 1],
+        "layers_pattern": "layers",
+        "rank_pattern": {"q_proj": 4},
+        "alpha_pattern": {"q_proj": 8},
+        "task_type": "SEQ_CLS",
+        "inference_mode": False,
+        "revision": None,
+        "trainable_token_indices": None,
+    }
+    lora, melora = LoraConfig(**kwargs), MeloraConfig(**kwargs)
+    for key in kwargs:
+        assert getattr(melora, key) == getattr(lora, key), key
+
+
+@pytest.mark.parametrize("name", ["r", "n"])
+@pytest.mark.parametrize("value", [0, -1, 10**9, "8", 1.5, True, None, math.nan])
+def test_bad_ranks_and_numbers_of_minis(name: str, value: Any) -> None:
+    with pytest.raises(MeloraError, match=rf"^{name} must be a whole number .* got .*: choose") as caught:
+        MeloraConfig(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0, -1, "16", None])
+def test_bad_alpha(value: Any) -> None:
+    with pytest.raises(MeloraError, match=r"^lora_alpha must be a finite number above 0, got"):
+        MeloraConfig(lora_alpha=value)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"rank_pattern": {"query": 0}}, r"rank_pattern\['query'\] must be"),
+        ({"n_pattern": {"query": "x"}}, r"n_pattern\['query'\] must be"),
+        ({"alpha_pattern": {"query": math.nan}}, r"alpha_pattern\['query'\] must be"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1, got 1.0"),
+        ({"lora_dropout": -0.1}, "lora_dropout must be"),
+        ({"lora_dropout": math.nan}, "lora_dropout must be"),
+        ({"bias": "some"}, "bias must be one of none, all, melora_only"),
+        ({"init_weights": "orthogonal"}, "init_weights must be True, False or 'gaussian', got 'orthogonal'"),
+        ({"layers_pattern": "layers"}, "layers_pattern is set and layers_to_transform is not"),
+        ({"target_modules": ".*q", "layers_to_transform": [1]}, "layers_to_transform goes with a list"),
+        ({"r": [1, 1], "lora_alpha": [16, 16]}, "the format of the authors' reference code"),
+    ],
+)
+def test_other_bad_values(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(MeloraError, match=message):
+        MeloraConfig(**kwargs)
+
+
+def test_saves_and_loads(tmp_path: Path) -> None:
+    config = MeloraConfig(r=2, n=4, target_modules=["v", "q"], n_pattern={"q": 2}, init_weights="gaussian")
+    config.save_pretrained(str(tmp_path))
+    loaded = PeftConfig.from_pretrained(str(tmp_path))
+    assert isinstance(loaded, MeloraConfig)
+    assert loaded.to_dict() == config.to_dict()
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "MELORA"
+
+
+def test_the_saved_file_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from melora import MeloraConfig;"
+        "MeloraConfig(target_modules=['q', 'k', 'v', 'o', 'up'], exclude_modules=['a', 'b', 'c'])"
+        ".save_pretrained(sys.argv[1])"
+    )
+    files = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        subprocess.run(
+            [sys.executable, "-c", code, str(folder)], check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+        files.append((folder / "adapter_config.json").read_bytes())
+    assert files[0] == files[1]
