@@ -115,12 +115,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def _lora_config(files: AdapterFiles, rank: int) -> LoraConfig:
     """A LoraConfig that names exactly the adapted modules and leaves a server nothing else to interpret."""
     source = files.config
-    return LoraConfig(
+    config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=source.lora_dropout,
         use_rslora=False,
-        target_modules=_target_modules(files),
+        fan_in_fan_out=source.fan_in_fan_out,
         modules_to_save=source.modules_to_save,
         bias="lora_only" if source.bias == "melora_only" else source.bias,
         trainable_token_indices=source.trainable_token_indices,
@@ -129,6 +129,8 @@ def _lora_config(files: AdapterFiles, rank: int) -> LoraConfig:
         task_type=source.task_type,
         inference_mode=True,
     )
+    config.target_modules = _target_modules(files)  # as a list: LoraConfig would make a set, written in random order
+    return config
 
 
 def _target_modules(files: AdapterFiles) -> list[str]:

@@ -48,7 +48,7 @@ def load_adapter(base_model: nn.Module, path: str | Path, **kwargs: Any) -> Peft
             )
     own = {PREFIX + name for name in base_model.state_dict()}
     for key in files.other_keys():
-        if key not in own:
+        if key.replace(".base_layer.", ".") not in own:  # a trained bias bears the adapted layer's path
             raise MeloraError(f"{path}: tensor {key} has no place in {type(base_model).__name__}; load {made_for}")
     for name in files.config.modules_to_save or []:
         if not any(f".{name}." in key for key in files.other_keys()):

@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 
 from .config import MeloraConfig
+from .errors import MeloraError
 from .layer import MeloraLayer
 from .linear import Linear
 from .loading import check_state_dict
@@ -97,5 +99,10 @@ class MeloraModel(BaseTuner):
         remapped: dict[str, torch.Tensor] = super()._remap_adapter_state_dict_for_load(
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
-        check_state_dict(model, config, adapter_name, remapped)
+        try:
+            check_state_dict(model, config, adapter_name, remapped)
+        except MeloraError:
+            if isinstance(model, PeftModel) and len(model.peft_config) > 1:
+                model.delete_adapter(adapter_name)  # else it would stay behind with random weights
+            raise
         return remapped
