@@ -1,4 +1,4 @@
-"""Says at the top of every test run which versions were tested, and refuses a run against another PEFT than asked for."""
+"""Says at the top of every test run which versions it tests; refuses a run against another PEFT than asked for."""
 
 import os
 from importlib.metadata import version
