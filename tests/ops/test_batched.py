@@ -108,7 +108,7 @@ def test_equals_the_loop_in_any_shape_and_stride(
     t = make(n, r, block_in, block_out, tuple(leading), base=base)
     x = t["x"].detach()
     if layout == "transposed":
-        x = x.T.contiguous().T if x.dim() < 3 else x.transpose(0, -1).contiguous().transpose(0, -1)
+        x = x.transpose(0, -1).contiguous().transpose(0, -1)
     elif layout == "strided":
         x = torch.stack([x, x], dim=-1).flatten(-2)[..., ::2]
     elif layout == "expanded":
