@@ -79,8 +79,8 @@ class Linear(nn.Module, MeloraLayer):
         dropout = self.melora_dropout[name]
         return block_lora(
             x,
-            A.to(dtype),
-            B.to(dtype),
+            A if A.dtype == dtype else A.to(dtype),  # the test is 10 times cheaper than a cast to the same dtype
+            B if B.dtype == dtype else B.to(dtype),
             self.scaling[name],
             weight=weight,
             bias=bias,

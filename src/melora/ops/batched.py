@@ -45,9 +45,7 @@ def block_lora(
 
 def _minis(t: torch.Tensor, n: int) -> torch.Tensor:
     """(..., d) -> (n, T, d / n), T the product of the leading sizes: a view wherever t's strides allow one."""
-    d = t.shape[-1]
-    minis: torch.Tensor = t.reshape(-1, d).unflatten(1, (n, d // n))
-    return minis.transpose(0, 1)
+    return t.reshape(-1, n, t.shape[-1] // n).transpose(0, 1)
 
 
 def _accumulate(out: torch.Tensor, u: torch.Tensor, M: torch.Tensor, alpha: float) -> None:
