@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from peft.helpers import rescale_adapter_scale
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 
 from melora import MeloraConfig, MeloraError
@@ -196,6 +197,22 @@ def test_bias(make_mlp: Callable[..., nn.Module], tmp_path: Path, bias: str, tra
     model(X).square().sum().backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     model.save_pretrained(tmp_path)
+    torch.testing.assert_close(PeftModel.from_pretrained(make_mlp(), tmp_path)(X), model(X))
+
+
+def test_bias_all_beside_modules_to_save(make_mlp: Callable[..., nn.Module], tmp_path: Path) -> None:
+    model = get_peft_model(make_mlp(), config(bias="all", target_modules=["first"], modules_to_save=["head"]))
+    model(X).square().sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    model.save_pretrained(tmp_path)
+    assert {key.removeprefix("base_model.model.") for key in load_file(tmp_path / "adapter_model.safetensors")} == {
+        "first.melora_A.weight",
+        "first.melora_B.weight",
+        "first.base_layer.bias",
+        "middle.bias",
+        "head.weight",
+        "head.bias",
+    }
     torch.testing.assert_close(PeftModel.from_pretrained(make_mlp(), tmp_path)(X), model(X))
 
 

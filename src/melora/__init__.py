@@ -1,6 +1,8 @@
 """MELoRA for Hugging Face PEFT. Importing this package registers the method MELORA with PEFT."""
 
+from .analysis import inspect_adapter
 from .config import MeloraConfig
+from .conversion import export_lora
 from .errors import MeloraError
 from .layer import MeloraLayer
 from .loading import load_adapter
@@ -9,6 +11,14 @@ from .registration import register
 
 __version__ = "0.1.0"
 
-__all__ = ["MeloraConfig", "MeloraError", "MeloraLayer", "MeloraModel", "load_adapter"]
+__all__ = [
+    "MeloraConfig",
+    "MeloraError",
+    "MeloraLayer",
+    "MeloraModel",
+    "export_lora",
+    "inspect_adapter",
+    "load_adapter",
+]
 
 register(MeloraConfig, MeloraModel)

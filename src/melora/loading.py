@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import (
-    BaseTuner,
     _filter_state_dict_by_key_prefixes,
     _get_in_out_features,
     _get_tuner_state_dict_key_prefixes,
@@ -56,12 +55,14 @@ def load_adapter(base_model: nn.Module, path: str | Path, **kwargs: Any) -> Peft
     return PeftModel.from_pretrained(base_model, str(path), **kwargs)
 
 
-def check_state_dict(model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> None:
+def check_state_dict(
+    model: nn.Module, biases: dict[str, torch.Tensor], adapter_name: str, state_dict: dict[str, torch.Tensor]
+) -> None:
     """Check that a file's tensors, under the model's names, are exactly this adapter's.
 
     Args:
         model: the model with the adapter in place (a PeftModel, or a model with injected layers).
-        config: the adapter's config.
+        biases: the model's biases that the adapter trains, by name.
         adapter_name: its name in the model.
         state_dict: what is about to be loaded.
 
@@ -71,7 +72,7 @@ def check_state_dict(model: nn.Module, config: Any, adapter_name: str, state_dic
     own = model.state_dict()
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
     wanted = {**_filter_state_dict_by_key_prefixes(own, prefixes)}
-    wanted.update(BaseTuner._get_learnable_bias_state_dict(model, own, config))
+    wanted.update(biases)
 
     given = {key if key in own else key.removeprefix(PREFIX): value for key, value in state_dict.items()}
     _raise_if("missing", sorted(wanted.keys() - given.keys()), adapter_name)

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 
@@ -88,6 +89,16 @@ class MeloraModel(BaseTuner):
             yield
 
     @classmethod
+    def _get_learnable_bias_state_dict(
+        cls, model: nn.Module, state_dict: dict[str, torch.Tensor], config: MeloraConfig
+    ) -> dict[str, torch.Tensor]:
+        """PEFT's, without the biases inside modules_to_save: those are saved with their modules, and PEFT 0.21 would
+        write them a second time under a name that nothing loads."""
+        biases: dict[str, torch.Tensor] = super()._get_learnable_bias_state_dict(model, state_dict, config)
+        whole = tuple(f"{n}." for n, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
+        return {name: bias for name, bias in biases.items() if not (whole and name.startswith(whole))}
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: MeloraConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
@@ -100,7 +111,8 @@ class MeloraModel(BaseTuner):
             model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
         )
         try:
-            check_state_dict(model, config, adapter_name, remapped)
+            biases = cls._get_learnable_bias_state_dict(model, model.state_dict(), config)
+            check_state_dict(model, biases, adapter_name, remapped)
         except MeloraError:
             if isinstance(model, PeftModel) and len(model.peft_config) > 1:
                 model.delete_adapter(adapter_name)  # else it would stay behind with random weights
