@@ -1,0 +1,84 @@
+"""melora train"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainingArguments
+
+from ..errors import MeloraError
+from ..training.arguments import training_arguments
+from ..training.folder import ADAPTER, CURVES, RunFolder
+from ..training.keys import recipe_keys
+from ..training.plan import count_parameters, count_steps, estimate_memory, plan_modules
+from ..training.prepare import Prepared, prepare
+from ..training.progress import clock
+from ..training.recipe import load_recipe
+from ..training.run import RunResult, train
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    if args.keys:
+        console.print(recipe_keys(), markup=False)
+        return 0
+    if args.recipe is None:
+        raise MeloraError("no recipe given; e.g. `melora train recipes/quickstart.yaml`")
+    recipe = load_recipe(args.recipe, args.overrides)
+    if args.dry_run:
+        RunFolder(recipe, overwrite=args.overwrite, resume=args.resume)
+        prepared = prepare(recipe, on_meta=True)
+        with tempfile.TemporaryDirectory() as nowhere:
+            _show_plan(prepared, training_arguments(recipe, prepared.task, Path(nowhere)), console)
+        return 0
+    result = train(
+        recipe,
+        overwrite=args.overwrite,
+        resume=args.resume,
+        console=console,
+        on_ready=lambda prepared, arguments: _show_start(prepared, arguments, console),
+    )
+    _show_result(result, console)
+    return 0
+
+
+def _show_start(prepared: Prepared, args: TrainingArguments, console: Console) -> None:
+    counts = count_parameters(prepared.model)
+    lora = f" (LoRA of equal rank: {counts.lora:,})" if counts.lora not in (None, counts.adapter) else ""
+    console.print(f"model    {prepared.source.name}, {counts.base:,} frozen parameters", markup=False)
+    console.print(f"adapter  {counts.adapter:,} parameters{lora}; head {counts.head:,}", markup=False)
+    console.print(
+        f"data     {len(prepared.train):,} rows to train on, {len(prepared.validation):,} to validate; "
+        f"{count_steps(args, len(prepared.train)):,} steps"
+    )
+
+
+def _show_plan(prepared: Prepared, args: TrainingArguments, console: Console) -> None:
+    table = Table("module", "shape (out x in)", "n", "r", "equivalent rank", "parameters", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for module in plan_modules(prepared.model):
+        numbers = (module.n, module.r, module.equivalent_rank)
+        shown = ("-" if number is None else str(number) for number in numbers)
+        table.add_row(module.name, f"{module.d_out} x {module.d_in}", *shown, f"{module.parameters:,}")
+    console.print(table)
+    _show_start(prepared, args, console)
+    estimate = estimate_memory(prepared, args)
+    total = estimate.pop("total")
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in estimate.items())
+    console.print(f"memory   about {_size(total)}: {parts} (a rough estimate from shapes, not measured)")
+    console.print("dry run: nothing was written")
+
+
+def _show_result(result: RunResult, console: Console) -> None:
+    results = result.results
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
+    console.print(f"kept epoch {results['best_epoch']:g} after {clock(results['train_seconds'])} of training: {scores}")
+    console.print(f"run      {result.path}", markup=False)
+    console.print(f"adapter  {result.path / ADAPTER}   curves {result.path / CURVES}", markup=False)
+
+
+def _size(count: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

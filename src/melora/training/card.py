@@ -1,0 +1,145 @@
+"""The adapter's README.md: what it is, how it was made, how it scored, and the lines that reload it."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from .plan import Counts, ModulePlan
+from .recipe import Recipe
+from .source import ModelSource
+from .tasks import Task
+
+
+def model_card(
+    recipe: Recipe,
+    source: ModelSource,
+    task: Task,
+    counts: Counts,
+    modules: list[ModulePlan],
+    results: dict[str, Any],
+    environment: dict[str, Any],
+) -> str:
+    """The card's Markdown with Hugging Face's YAML front matter.
+
+    Args:
+        recipe: what was asked for.
+        source: the base model.
+        task: names the metrics and undoes its own scaling of the labels.
+        counts: parameters by role.
+        modules: the adapted modules.
+        results: as in results.json.
+        environment: as in environment.json.
+    """
+    method = recipe.adapter.get("method", "melora")
+    title = f"{method} adapter of {source.name} for {task.name}"
+    facts = [
+        *_adapter_facts(recipe, modules, counts),
+        ("seed", recipe.seed),
+        ("learning rate", f"{results['learning_rate']:g}"),
+        ("epochs", f"{results['epochs']:g} (kept: epoch {results['best_epoch']:g})"),
+        ("batch", results["batch"]),
+        ("training time", f"{results['train_seconds']:.0f} s on {environment['machine']}"),
+    ]
+    rows = [(name, f"{value:.4f}") for name, value in results["metrics"].items()]
+    data = recipe.data
+    sizes = f"{results['rows']['train']:,} rows of `{data.train}`"
+    scored = f"{results['rows']['validation']:,} rows of `{data.validation}`"
+    cut = sum(results["cut_rows"].values())
+    return "\n".join(
+        [
+            f"---\n{_front_matter(recipe, source, task, results).to_yaml()}\n---",
+            f"# {title}",
+            "",
+            f"Trained on {sizes} (text: {', '.join(f'`{name}`' for name in data.text_columns)}; label: `{data.label}`; "
+            f"at most {data.max_length} tokens, {cut} rows cut). The validation rows chose the epoch, so the scores "
+            "below are slightly optimistic.",
+            "",
+            f"Scores on {scored}:",
+            "",
+            *_table(("metric", "value"), rows),
+            "",
+            *_table(("setting", "value"), facts),
+            "",
+            "## Use",
+            "",
+            "```python",
+            *_reload_lines(source, task, method),
+            "```",
+            "",
+            *_notes(method),
+        ]
+    )
+
+
+def _front_matter(recipe: Recipe, source: ModelSource, task: Task, results: dict[str, Any]) -> ModelCardData:
+    dataset = recipe.data.validation
+    scores = [
+        EvalResult(
+            task_type=f"text-{task.name}" if task.name == "classification" else task.name,
+            dataset_type="file",
+            dataset_name=dataset,
+            metric_type=name,
+            metric_value=value,
+        )
+        for name, value in results["metrics"].items()
+    ]
+    return ModelCardData(
+        base_model=source.name,
+        library_name="peft",
+        tags=[recipe.adapter.get("method", "melora"), "base_model:adapter:" + source.name, task.name],
+        metrics=list(results["metrics"]),
+        model_name=f"{recipe.adapter.get('method', 'melora')}-{task.name}",
+        eval_results=scores,
+    )
+
+
+def _adapter_facts(recipe: Recipe, modules: list[ModulePlan], counts: Counts) -> list[tuple[str, Any]]:
+    def span(values: list[int | None]) -> str:
+        known = sorted({value for value in values if value is not None})
+        return "-" if not known else str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+
+    facts: list[tuple[str, Any]] = [
+        ("n (minis)", span([module.n for module in modules])),
+        ("r (rank of one mini)" if any(module.n for module in modules) else "r", span([m.r for m in modules])),
+        ("equivalent rank", span([module.equivalent_rank for module in modules])),
+        ("alpha", recipe.adapter.get("lora_alpha", "the method's default")),
+        ("adapted modules", len(modules)),
+        ("adapter parameters", f"{counts.adapter:,}"),
+        ("LoRA of equal rank would have", "-" if counts.lora is None else f"{counts.lora:,}"),
+        ("head parameters", f"{counts.head:,}"),
+        ("frozen parameters", f"{counts.base:,}"),
+    ]
+    return [(name, value) for name, value in facts if value != "-"]
+
+
+def _reload_lines(source: ModelSource, task: Task, method: str) -> list[str]:
+    imports, path = source.python()
+    config = "".join(f", {key}={value!r}" for key, value in task.model_config().items())
+    register = ["import melora  # registers MELORA with PEFT"] if method == "melora" else []
+    return [
+        *register,
+        *imports,
+        "from peft import PeftModel",
+        f"from transformers import {task.auto_class}, AutoTokenizer",
+        "",
+        'adapter = "adapter"  # this folder',
+        f"base = {task.auto_class}.from_pretrained({path}{config})",
+        "model = PeftModel.from_pretrained(base, adapter).eval()",
+        "tokenizer = AutoTokenizer.from_pretrained(adapter)",
+        'logits = model(**tokenizer("a text", return_tensors="pt")).logits',
+        *task.usage_lines(),
+    ]
+
+
+def _notes(method: str) -> list[str]:
+    notes = []
+    if method == "melora":
+        notes.append(
+            "A process that has not imported `melora` stops with `KeyError: 'MELORA'`. Without melora installed, use "
+            "an exact plain-LoRA copy, which stock PEFT and LoRA servers load: `melora export RUN --to lora`."
+        )
+    return [line for note in notes for line in (note, "")]
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, Any]]) -> list[str]:
+    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]

@@ -1,0 +1,120 @@
+"""What a run will train and what it will take, worked out from shapes."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from peft import PeftModel
+from transformers import TrainingArguments
+
+from .adapter import adapter_and_head
+from .prepare import Prepared
+from .trainer import module_of
+
+# Of a transformer layer's activations in 16 bits, per token and hidden unit: 34 bytes, plus 5 per head and token pair
+# (Korthikanti et al., 2022, equation 1). Frozen weights keep a little less.
+_ACTIVATION_BYTES, _ATTENTION_BYTES = 34, 5
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """One adapted module; n and r are None for methods that have no such thing."""
+
+    name: str
+    d_in: int
+    d_out: int
+    n: int | None
+    r: int | None
+    parameters: int
+
+    @property
+    def equivalent_rank(self) -> int | None:
+        return None if self.r is None else (self.n or 1) * self.r
+
+    @property
+    def lora_parameters(self) -> int | None:
+        """Of a LoRA of the same rank."""
+        return None if self.equivalent_rank is None else self.equivalent_rank * (self.d_in + self.d_out)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters by role; lora is what a LoRA of equal rank would need in the adapter's place, None if undefined."""
+
+    adapter: int
+    head: int
+    base: int
+    lora: int | None
+
+    def to_dict(self) -> dict[str, int | None]:
+        return asdict(self)
+
+
+def plan_modules(model: PeftModel) -> list[ModulePlan]:
+    """The adapted modules, in the model's order."""
+    adapter, _ = adapter_and_head(model)
+    parameters: dict[str, int] = {}
+    for name, parameter in adapter.items():
+        module = module_of(name)
+        parameters[module] = parameters.get(module, 0) + parameter.numel()
+    inner = model.get_base_model()
+    plans = []
+    for name, count in parameters.items():
+        layer = inner.get_submodule(name)
+        d_out, d_in = _sizes(layer)
+        plans.append(ModulePlan(name, d_in, d_out, _setting(layer, "n"), _setting(layer, "r"), count))
+    return plans
+
+
+def count_parameters(model: PeftModel) -> Counts:
+    """Parameters of adapter, head (modules trained whole) and frozen base."""
+    adapter, head = adapter_and_head(model)
+    counts = [sum(parameter.numel() for parameter in group.values()) for group in (adapter, head)]
+    total = sum(parameter.numel() for parameter in model.parameters())
+    lora = [module.lora_parameters for module in plan_modules(model)]
+    known = [value for value in lora if value is not None]
+    return Counts(counts[0], counts[1], total - sum(counts), sum(known) if lora and len(known) == len(lora) else None)
+
+
+def count_steps(args: TrainingArguments, rows: int) -> int:
+    """Optimiser steps of a run on one device."""
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    batches = math.ceil(rows / args.train_batch_size)
+    per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    steps: int = math.ceil(args.num_train_epochs * per_epoch)
+    return steps
+
+
+def estimate_memory(prepared: Prepared, args: TrainingArguments) -> dict[str, int]:
+    """A rough estimate in bytes: weights, trainable state (gradient, two moments), activations of the longest batch."""
+    counts = count_parameters(prepared.model)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in prepared.model.parameters())
+    state = (counts.adapter + counts.head) * 4 * 3
+    config = prepared.model.config
+    hidden = getattr(config, "hidden_size", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    estimate = {"weights": weights, "optimiser": state}
+    if hidden and layers:
+        length = max(len(row["input_ids"]) for row in prepared.train)
+        tokens = args.train_batch_size * length
+        heads = getattr(config, "num_attention_heads", 1)
+        scale = 1 if args.bf16 or args.fp16 or prepared.recipe.model.dtype != "float32" else 2
+        per_layer = tokens * (_ACTIVATION_BYTES * hidden + _ATTENTION_BYTES * heads * length)
+        estimate["activations"] = (1 if args.gradient_checkpointing else layers) * per_layer * scale
+    estimate["total"] = sum(estimate.values())
+    return estimate
+
+
+def _sizes(layer: Any) -> tuple[int, int]:
+    base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+    d_in, d_out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if d_in and d_out:
+        return int(d_out), int(d_in)
+    return int(base.weight.shape[0]), math.prod(base.weight.shape[1:])
+
+
+def _setting(layer: Any, name: str) -> int | None:
+    values = getattr(layer, name, None)
+    value = next(iter(values.values()), None) if isinstance(values, dict) else None
+    return value if isinstance(value, int) else None

@@ -1,0 +1,102 @@
+"""Everything up to the first step: checks, data, base model, adapter. Nothing is written here."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from peft import PeftModel
+
+from ..errors import MeloraError
+from .adapter import adapter_config, attach
+from .arguments import check_training
+from .base import fingerprint, load_base, load_tokenizer
+from .data import Split, read_splits
+from .recipe import Recipe
+from .source import ModelSource, find_model
+from .tasks import Task, task_class
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start.
+
+    Attributes:
+        recipe: what was asked for.
+        source: where the base model is.
+        task: with what it learned from the training labels.
+        tokenizer: the base model's.
+        model: base model with a fresh adapter, on the CPU or the meta device.
+        new_modules: modules that the checkpoint had no weights for.
+        train, validation: encoded examples.
+        cut: how many rows of each max_length cut.
+        fingerprint: recognises the base model again; None on the meta device.
+    """
+
+    recipe: Recipe
+    source: ModelSource
+    task: Task
+    tokenizer: Any
+    model: PeftModel
+    new_modules: list[str]
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    cut: dict[str, int]
+    fingerprint: str | None
+
+
+def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
+    """Check a recipe, from the cheapest check to the dearest, and build what it describes.
+
+    Args:
+        recipe: what to build.
+        on_meta: build the model without its weights, for a dry run.
+
+    Raises:
+        MeloraError: whatever is wrong with the recipe, the data or the model.
+    """
+    cls = task_class(recipe.task)
+    adapter_config(recipe.adapter, cls.peft_type)
+    check_training(recipe.training)
+    splits = read_splits(recipe.data)
+    task = cls.fit(splits[0])
+    source = find_model(recipe.model)
+    tokenizer = load_tokenizer(source)
+    _check_length(recipe, source, tokenizer)
+    train, validation = (task.encode(split, tokenizer, recipe.data) for split in splits)
+    cut = {"train": train[1], "validation": validation[1]}
+    for split in splits:
+        _report_cut(split, cut[split.name], recipe.data.max_length)
+
+    transformers.set_seed(recipe.seed)
+    base = load_base(source, recipe.model, task, on_meta=on_meta)
+    mark = None if on_meta else fingerprint(base.model, base.new_modules)
+    if base.new_modules:
+        logger.info("new modules, trained and saved with the adapter: %s", ", ".join(base.new_modules))
+    config = adapter_config(recipe.adapter, cls.peft_type, base.new_modules)
+    model = attach(base.model, config, on_meta=on_meta)
+    return Prepared(recipe, source, task, tokenizer, model, base.new_modules, train[0], validation[0], cut, mark)
+
+
+def _check_length(recipe: Recipe, source: ModelSource, tokenizer: Any) -> None:
+    config = transformers.AutoConfig.from_pretrained(source.path, **source.options)
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    if recipe.data.max_length > longest:
+        raise MeloraError(
+            f"data.max_length: {recipe.data.max_length} is more than the {longest} tokens that model "
+            f"{source.name} takes; set data.max_length={longest} or less"
+        )
+
+
+def _report_cut(split: Split, cut: int, max_length: int) -> None:
+    if cut:
+        logger.warning(
+            "%s: %d of %d rows are longer than data.max_length=%d tokens and are cut",
+            split.path,
+            cut,
+            len(split),
+            max_length,
+        )

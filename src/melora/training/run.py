@@ -1,0 +1,174 @@
+"""One training run, from a recipe to a finished run folder."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainingArguments
+
+from .adapter import adapter_and_head
+from .arguments import training_arguments
+from .card import model_card
+from .curves import plot_curves
+from .environment import describe_environment
+from .folder import ADAPTER, CHECKPOINTS, CURVES, ENVIRONMENT, METRICS, RESULTS, RunFolder, write_json, write_text
+from .plan import count_parameters, plan_modules
+from .prepare import Prepared, prepare
+from .progress import MetricsFile, ProgressDisplay
+from .recipe import Recipe
+from .saved import save_adapter
+from .schema import one_line
+from .trainer import AdapterTrainer, TrainingError, build_trainer, snapshot, unmoved_modules
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder, and what results.json holds."""
+
+    path: Path
+    results: dict[str, Any]
+
+
+def train(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    console: Console | None = None,
+    on_ready: Callable[[Prepared, TrainingArguments], None] | None = None,
+) -> RunResult:
+    """Train an adapter and write the run folder `recipe.output`.
+
+    Args:
+        recipe: what to train.
+        overwrite: replace an existing run.
+        resume: go on with an interrupted run of the same recipe, from its last checkpoint.
+        console: where progress goes; nowhere if None.
+        on_ready: called with what is about to run, before the first step.
+
+    Raises:
+        MeloraError: bad input; nothing was written.
+        TrainingError: the loss became NaN or infinite, or the adapter did not move. The partial folder stays if there
+            is a checkpoint in it, and the message names that.
+    """
+    folder = RunFolder(recipe, overwrite=overwrite, resume=resume)
+    prepared = prepare(recipe)
+    args = training_arguments(recipe, prepared.task, folder.partial / CHECKPOINTS)
+    if on_ready is not None:
+        on_ready(prepared, args)
+    folder.create()
+    try:
+        results = _train_in(folder, prepared, args, console)
+    except KeyboardInterrupt:
+        checkpoint = folder.abandon()
+        if checkpoint is not None:
+            logger.warning("interrupted; go on from %s with --resume", checkpoint)
+        raise
+    except Exception as error:
+        checkpoint = folder.abandon()
+        if isinstance(error, TrainingError) and checkpoint is not None:
+            raise TrainingError(f"{one_line(error)}; the last good checkpoint is {checkpoint}") from error
+        raise
+    folder.finish()
+    return RunResult(folder.final, results)
+
+
+def _train_in(
+    folder: RunFolder, prepared: Prepared, args: TrainingArguments, console: Console | None
+) -> dict[str, Any]:
+    here, task, model = folder.partial, prepared.task, prepared.model
+    environment = {
+        **describe_environment(),
+        "base_model": {"name": prepared.source.name, "kind": prepared.source.kind, "fingerprint": prepared.fingerprint},
+    }
+    write_json(here / ENVIRONMENT, environment)
+    modules, counts = plan_modules(model), count_parameters(model)
+    before = snapshot(adapter_and_head(model)[0])
+
+    display = ProgressDisplay(console, [task.primary]) if console is not None else None
+    trainer = build_trainer(
+        task,
+        prepared.tokenizer,
+        model=model,
+        args=args,
+        train_dataset=prepared.train,
+        eval_dataset=prepared.validation,
+        callbacks=[MetricsFile(here / METRICS), *([display] if display is not None else [])],
+    )
+    try:
+        output = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+    finally:
+        if display is not None:
+            display.close()
+    _check_moved(before, trainer)
+    history = list(trainer.state.log_history)
+    metrics = _final_metrics(trainer, args)
+    results = {
+        "task": task.name,
+        "primary": task.primary,
+        "metrics": {name: metrics[f"eval_{name}"] for name in task.metric_names},
+        "validation_loss": metrics["eval_loss"],
+        "best_epoch": _best_epoch(trainer),
+        "epochs": float(trainer.state.epoch or 0.0),
+        "steps": trainer.state.global_step,
+        "learning_rate": args.learning_rate,
+        "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "rows": {"train": len(prepared.train), "validation": len(prepared.validation)},
+        "cut_rows": prepared.cut,
+        "parameters": counts.to_dict(),
+        "new_modules": prepared.new_modules,
+        "train_seconds": round(output.metrics["train_runtime"], 3),
+        "resumed": folder.checkpoint is not None,
+    }
+    save_adapter(model, here / ADAPTER, prepared.tokenizer, task, prepared.recipe, prepared.source)
+    card = model_card(prepared.recipe, prepared.source, task, counts, modules, results, environment)
+    write_text(here / ADAPTER / "README.md", card)
+    method = prepared.recipe.adapter.get("method", "melora")
+    title = f"{method} on {prepared.source.name}: {counts.adapter:,} adapter parameters"
+    plot_curves(history, task, title, results["best_epoch"], here / CURVES)
+    write_json(here / RESULTS, results)
+    return results
+
+
+def _check_moved(before: dict[str, Any], trainer: AdapterTrainer) -> None:
+    """A layer that no gradient reached is an adapter that does nothing there."""
+    unmoved = unmoved_modules(before, adapter_and_head(trainer.model)[0])
+    named = ", ".join(unmoved[:5]) + (f" and {len(unmoved) - 5} more" if len(unmoved) > 5 else "")
+    modules = len(plan_modules(trainer.model))
+    if len(unmoved) == modules:
+        raise TrainingError(
+            f"no adapter weight changed in training: no gradient reached {named}, or the learning rate "
+            f"({trainer.args.learning_rate:g}) is too small for the weights' type"
+        )
+    if unmoved:
+        logger.warning("%d of %d adapted modules did not change in training: %s", len(unmoved), modules, named)
+
+
+def _final_metrics(trainer: AdapterTrainer, args: TrainingArguments) -> dict[str, float]:
+    """Score the adapter that is about to be saved.
+
+    Raises:
+        TrainingError: it is not the best checkpoint, though that was to be loaded.
+    """
+    metrics: dict[str, float] = trainer.evaluate()
+    best = trainer.state.best_metric
+    score = metrics[f"eval_{args.metric_for_best_model.removeprefix('eval_')}"]
+    if args.load_best_model_at_end and best is not None and abs(score - best) > 1e-3 * max(1.0, abs(best)):
+        raise TrainingError(
+            f"the best checkpoint scored {best:.6f}, but after loading it the model scores {score:.6f}; its "
+            "adapter was not loaded as it was saved"
+        )
+    return metrics
+
+
+def _best_epoch(trainer: AdapterTrainer) -> float:
+    """The epoch whose adapter is in the model now."""
+    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
+        steps = [event for event in trainer.state.log_history if event["step"] == trainer.state.best_global_step]
+        return float(steps[0]["epoch"])
+    return float(trainer.state.epoch or 0.0)

@@ -1,0 +1,38 @@
+"""What is stored beside the adapter's weights, so that its folder is enough to use it."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from .folder import read_json, write_json
+from .recipe import Recipe
+from .source import ModelSource
+from .tasks import Task, task_class
+
+TASK = "melora_task.json"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def save_adapter(
+    model: PeftModel, folder: Path, tokenizer: Any, task: Task, recipe: Recipe, source: ModelSource
+) -> None:
+    """Write an adapter folder: weights, config, tokenizer and what the task learned from the labels."""
+    model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    config = read_json(folder / ADAPTER_CONFIG)
+    # A folder is recorded whole; a package or hub id by its name, which holds on other machines too.
+    config["base_model_name_or_path"] = str(Path(source.path).absolute()) if source.kind == "folder" else source.name
+    write_json(folder / ADAPTER_CONFIG, config)
+    inputs = {"text": recipe.data.text_columns, "max_length": recipe.data.max_length}
+    write_json(folder / TASK, {"task": task.name, **task.state(), **inputs})
+
+
+def load_task(folder: Path) -> Task:
+    """The task that an adapter folder was saved with.
+
+    Raises:
+        MeloraError: task.json is missing or damaged.
+    """
+    state = read_json(folder / TASK)
+    return task_class(str(state.get("task"))).from_state(state)

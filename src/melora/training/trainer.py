@@ -1,0 +1,75 @@
+"""transformers' Trainer, with two silent failures made loud: a loss that is not finite, an adapter that never moves."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from transformers import EvalPrediction, Trainer
+
+from .tasks import Task
+
+
+class TrainingError(RuntimeError):
+    """Training went wrong, though the input was in order; the message is one line."""
+
+
+class AdapterTrainer(Trainer):
+    """Stops before the optimiser's step when the loss is not finite."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        # One value read back a step: under 1% of a step of the smallest model here, and it saves a ruined run.
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; stopped before the step: lower "
+                "training.learning_rate or adapter.lora_alpha, or use bf16 instead of fp16"
+            )
+        return loss
+
+
+def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
+    """An AdapterTrainer with the task's collator and metrics; kwargs as for Trainer."""
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        return task.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+    return AdapterTrainer(
+        data_collator=task.collator(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=compute,
+        # Some models return hidden states after the logits; only the logits are wanted, and kept.
+        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+        **kwargs,
+    )
+
+
+def snapshot(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies of the adapter's parameters before training, for `unmoved_modules`."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
+
+
+def unmoved_modules(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
+    """The modules of which no adapter parameter changed: no gradient reached them, or every step was too small.
+
+    Args:
+        before: what `snapshot` returned.
+        after: the same parameters now.
+    """
+    moved: dict[str, bool] = {}
+    for name, old in before.items():
+        module = module_of(name)
+        moved[module] = moved.get(module, False) or not torch.equal(old, after[name].detach().cpu())
+    return [module for module, changed in moved.items() if not changed]
+
+
+def module_of(parameter: str) -> str:
+    """The adapted module that an adapter's parameter belongs to, under the base model's own name.
+
+    PEFT's layers keep their parameters in children whose names start with the method's prefix (lora_A, melora_B, ...).
+    """
+    parts = parameter.removeprefix("base_model.model.").split(".")
+    prefixes = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
+    inner = next((index for index, part in enumerate(parts) if part.startswith(prefixes)), len(parts) - 1)
+    return ".".join(parts[:inner])

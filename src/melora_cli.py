@@ -1,0 +1,124 @@
+"""The command `melora`: the parser, and nothing heavy.
+
+A module of its own beside the package: importing `melora` registers the method with PEFT and so loads torch, which
+takes seconds. Help, version and mistyped options need none of it; a command's body (melora.cli.<command>) is imported
+when it runs.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from importlib import metadata
+
+_RECIPE_HELP = "YAML recipe, e.g. recipes/quickstart.yaml; `melora train --keys` lists every key"
+_OVERRIDES_HELP = "change a key of the recipe, e.g. training.learning_rate=1e-3 adapter.n=4 (values are YAML)"
+_DEBUG_HELP = "show tracebacks and the libraries' own warnings"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands but bench, whose options belong to melora.bench."""
+    parser = argparse.ArgumentParser(
+        prog="melora",
+        description="Fine-tune, evaluate, export, inspect and time MELoRA adapters (mini-ensemble low-rank adapters).",
+        epilog="exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=f"melora {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_export(commands)
+    _add_inspect(commands)
+    commands.add_parser("bench", help="time one layer: frozen base, PEFT's LoRA, MELoRA", add_help=False)
+    for command in commands.choices.values():
+        command.allow_abbrev = False
+        command.add_argument("--debug", action="store_true", help=_DEBUG_HELP)
+    return parser
+
+
+def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    train = commands.add_parser(
+        "train",
+        help="train an adapter from a recipe",
+        description="Train an adapter and write a run folder: the adapter with its card, scores, curves, and all that "
+        "is needed to repeat the run.",
+        epilog="example: melora train recipes/quickstart.yaml output=runs/n4 adapter.n=4",
+    )
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help=_RECIPE_HELP)
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES_HELP)
+    train.add_argument(
+        "--dry-run", action="store_true", help="check everything and show what would run; writes nothing"
+    )
+    existing = train.add_mutually_exclusive_group()
+    existing.add_argument("--overwrite", action="store_true", help="replace an existing run folder")
+    existing.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run from its last checkpoint"
+    )
+    train.add_argument("--keys", action="store_true", help="list every key of a recipe, with defaults, and stop")
+
+
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="score a finished run again, from its files",
+        description="Rebuild the model from a run folder, check that it is the one that was trained, and score it.",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="a run folder that `melora train` made")
+    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES_HELP)
+    evaluate.add_argument("--data", metavar="FILE", help="score on this file instead of the recipe's validation data")
+    evaluate.add_argument(
+        "--predictions", metavar="FILE", help="write the predictions to this new .csv or .parquet file"
+    )
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a plain LoRA adapter, or a merged model",
+        description="Write an adapter in a form that needs no melora: an exact plain LoRA for any server that loads "
+        "LoRA, or base model and adapter merged into one plain transformers model.",
+    )
+    export.add_argument("run", metavar="RUN", help="a run folder, or an adapter folder")
+    export.add_argument("--to", choices=("lora", "merged"), required=True, help="what to write")
+    export.add_argument("--output", metavar="FOLDER", help="the folder to make (default: RUN/lora or RUN/merged)")
+    export.add_argument(
+        "--allow-quantized", action="store_true", help="merge into a quantised base, which rounds the update"
+    )
+
+
+def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="measure an adapter layer by layer",
+        description="Per layer: shape, n, r, equivalent rank, measured rank and effective rank of dW, norm and "
+        "parameters; and totals against a LoRA of equal rank. Needs no base model.",
+    )
+    inspect.add_argument("run", metavar="RUN_OR_ADAPTER", help="a run folder, or an adapter folder")
+    inspect.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("melora")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if hasattr(args, "overrides"):  # argparse leaves positionals that follow an option to us
+        args.overrides += [word for word in rest if not word.startswith("-")]
+        rest = [word for word in rest if word.startswith("-")]
+    if rest and args.command != "bench":
+        parser.error(f"unknown argument {rest[0]!r}; `melora {args.command} --help` lists what there is")
+    # A worker of the tokenizer's pool after a fork prints a warning; the Trainer's loader forks.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        frame = importlib.import_module("melora.cli.frame")
+        return int(frame.run_command(args, rest))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
