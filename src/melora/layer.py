@@ -7,34 +7,34 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from .config import MeloraConfig
-from .shapes import check_shape
+from .shapes import check_shape, diagonal_blocks
 
 
 class MiniFactors(nn.Module):
-    """One factor of all n minis of one adapter: `weight` of shape (n, rows, columns).
+    """One factor of all n minis of one adapter: `weight` of shape (n, rows, columns), with more sizes where a layer has.
 
     A module of its own, named melora_A or melora_B, since PEFT's hotswap and FSDP's wrap policy look for that.
     """
 
-    def __init__(self, n: int, rows: int, columns: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n, rows, columns))
+        self.weight = nn.Parameter(torch.empty(*shape))
 
     def extra_repr(self) -> str:
-        n, rows, columns = self.weight.shape
-        return f"n={n}, rows={rows}, columns={columns}"
+        n, rows, *columns = self.weight.shape
+        return f"n={n}, rows={rows}, columns={'x'.join(map(str, columns))}"
 
 
 class MeloraLayer(BaseTunerLayer):
     """The adapters of one base layer: dW = scaling * blockdiag(B_1 A_1, ..., B_n A_n).
 
-    A is (n, r, d_in / n), B is (n, d_out / n, r): r * (d_in + d_out) numbers, whatever n is.
+    A is (n, r, d_in / n), B is (n, d_out / n, r): r * (d_in + d_out) numbers, whatever n is. That is the linear layer;
+    a layer type that differs overrides `check_base`, `factor_shapes`, `delta_blocks` and `blocks_of`.
     """
 
-    adapter_layer_names = ("melora_A", "melora_B")
+    adapter_layer_names: tuple[str, ...] = ("melora_A", "melora_B")  # A's name first
     other_param_names = ("r", "n", "lora_alpha", "scaling", "use_rslora", "melora_dropout")
 
     def __init__(self, base_layer: nn.Module, quantization_backend: QuantizationBackend | None = None) -> None:
@@ -46,14 +46,30 @@ class MeloraLayer(BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
         self.melora_dropout = nn.ModuleDict()
-        self.melora_A = nn.ModuleDict()
-        self.melora_B = nn.ModuleDict()
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ModuleDict())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
-        self.in_features: int
-        self.out_features: int
-        self.in_features, self.out_features = _get_in_out_features(self.get_base_layer())  # type: ignore[assignment]
+        self.in_features, self.out_features = self.sizes_of(self.get_base_layer())
+
+    @classmethod
+    def sizes_of(cls, base: nn.Module) -> tuple[int, int]:
+        """(d_in, d_out) of a base layer."""
+        return cast(tuple[int, int], _get_in_out_features(base))
+
+    @classmethod
+    def check_base(cls, module_name: str, base: nn.Module, n: int, r: int) -> None:
+        """Check that n minis of rank r fit `base`, before anything is allocated.
+
+        Raises:
+            MeloraError: they do not; the message names the module, the sizes and what would do.
+        """
+        check_shape(module_name, *cls.sizes_of(base), n, r)
+
+    def factor_shapes(self, n: int, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of A and B."""
+        return (n, r, self.in_features // n), (n, self.out_features // n, r)
 
     def update_layer(
         self, adapter_name: str, r: int, n: int, lora_alpha: float, config: MeloraConfig, module_name: str
@@ -63,35 +79,35 @@ class MeloraLayer(BaseTunerLayer):
         Raises:
             MeloraError: n or r does not fit the weight.
         """
-        check_shape(module_name, self.in_features, self.out_features, n, r)
+        self.check_base(module_name, self.get_base_layer(), n, r)
         self.r[adapter_name], self.n[adapter_name] = r, n
         self.lora_alpha[adapter_name], self.use_rslora[adapter_name] = lora_alpha, config.use_rslora
         self.set_scale(adapter_name, 1.0)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
         self.melora_dropout[adapter_name] = dropout
-        self.melora_A[adapter_name] = MiniFactors(n, r, self.in_features // n)
-        self.melora_B[adapter_name] = MiniFactors(n, self.out_features // n, r)
+        for name, shape in zip(self.adapter_layer_names, self.factor_shapes(n, r), strict=True):
+            getattr(self, name)[adapter_name] = MiniFactors(*shape)
         self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(A, B) of an adapter: (n, r, d_in / n) and (n, d_out / n, r)."""
-        A, B = self.melora_A[adapter].weight, self.melora_B[adapter].weight
-        return cast(torch.Tensor, A), cast(torch.Tensor, B)
+        A, B = (getattr(self, name)[adapter].weight for name in self.adapter_layer_names)
+        return A, B
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool | str) -> None:
         """Initialise A and B as the reference does, or as MeloraConfig.init_weights asks."""
         A, B = self.factors(adapter_name)
         if init_weights == "gaussian":
-            nn.init.normal_(A, std=1.0 / A.shape[1])
+            nn.init.normal_(A, std=1.0 / self.r[adapter_name])
         else:
             # Kaiming-uniform with a = sqrt(5) over a mini's own fan-in, as the reference: sqrt(n / d_in).
-            bound = 1.0 / math.sqrt(A.shape[2])
+            bound = 1.0 / math.sqrt(math.prod(A.shape[2:]))
             nn.init.uniform_(A, -bound, bound)
         if init_weights is False:
-            bound = 1.0 / math.sqrt(B.shape[2])
+            bound = 1.0 / math.sqrt(B.shape[-1])
             nn.init.uniform_(B, -bound, bound)
         else:
             nn.init.zeros_(B)
@@ -121,12 +137,34 @@ class MeloraLayer(BaseTunerLayer):
         A, B = self.factors(adapter)
         if A.dtype in (torch.float16, torch.bfloat16):
             A, B = A.float(), B.float()
-        return torch.bmm(B, A) * self.scaling[adapter]
+        return self.product(A, B) * self.scaling[adapter]
+
+    def product(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+        """B_i A_i for every mini, without scaling."""
+        return torch.matmul(B, A)
+
+    def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
+        """The part of a base weight that n minis change: a view, of as many numbers as `delta_blocks` and in its order.
+
+        Args:
+            weight: in the base weight's own layout.
+        """
+        return diagonal_blocks(weight, n)
+
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the base weight, unpacked where the base is quantised."""
+        return self.out_features, self.in_features
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        """The dense update in the base weight's own layout: (d_out, d_in), or (d_in, d_out) for Conv1D."""
-        delta: torch.Tensor = torch.block_diag(*self.delta_blocks(adapter)).to(self.factors(adapter)[1].dtype)
-        return delta.T if isinstance(self.get_base_layer(), Conv1D) else delta
+        """The dense update in the base weight's own layout: (d_out, d_in), or (d_in, d_out) for Conv1D.
+
+        In the factors' dtype; differentiable.
+        """
+        B = self.factors(adapter)[1]
+        delta = torch.zeros(self.weight_shape(), dtype=B.dtype, device=B.device)
+        blocks = self.blocks_of(delta, self.n[adapter])
+        blocks.copy_(self.delta_blocks(adapter).reshape(blocks.shape))
+        return delta
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

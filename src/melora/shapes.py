@@ -1,6 +1,8 @@
-"""What n and r may be for a weight of a given shape: one rule, checked before anything is allocated."""
+"""What n and r may be for a weight of a given shape, checked before anything is allocated; and where n blocks lie in it."""
 
 import math
+
+import torch
 
 from .errors import MeloraError
 
@@ -9,6 +11,25 @@ def divisors(number: int) -> list[int]:
     """All divisors of a positive number, ascending."""
     small = [k for k in range(1, math.isqrt(number) + 1) if number % k == 0]
     return sorted({*small, *(number // k for k in small)})
+
+
+def ways_out(size: int) -> str:
+    """What to do about an n that does not divide `size`, for the end of a message."""
+    possible = divisors(size)
+    shown = ", ".join(map(str, possible if len(possible) <= 24 else [*possible[:23], "...", possible[-1]]))
+    return f"choose n from {shown}, or give this module its own in n_pattern, or leave it out by exclude_modules"
+
+
+def diagonal_blocks(weight: torch.Tensor, n: int, rows: int = 0, columns: int = 1) -> torch.Tensor:
+    """The n diagonal blocks of a weight, as one view: (n, ...) with the sizes of `rows` and `columns` divided by n.
+
+    Args:
+        weight: of any number of dimensions and any strides.
+        n: divides both sizes.
+        rows, columns: which dimensions are split, rows before columns.
+    """
+    split = weight.unflatten(columns, (n, -1)).unflatten(rows, (n, -1))
+    return split.diagonal(dim1=rows, dim2=columns + 1).movedim(-1, 0)
 
 
 def check_shape(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
@@ -20,11 +41,8 @@ def check_shape(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
         n, r: number of minis and rank of one.
     """
     if d_in % n or d_out % n:
-        possible = divisors(math.gcd(d_in, d_out))
-        shown = ", ".join(map(str, possible if len(possible) <= 24 else [*possible[:23], "...", possible[-1]]))
         raise MeloraError(
-            f"{module}: n={n} does not divide both d_in={d_in} and d_out={d_out}; choose n from {shown}, "
-            "or give this module its own in n_pattern, or leave it out by exclude_modules"
+            f"{module}: n={n} does not divide both d_in={d_in} and d_out={d_out}; {ways_out(math.gcd(d_in, d_out))}"
         )
     if r > max(d_in, d_out):
         raise MeloraError(

@@ -1,0 +1,91 @@
+"""AdaptedLayer: what forward does in every state that a layer's adapters can be in."""
+
+from typing import Any
+
+import torch
+from peft.utils.quantization_utils import QuantizationBackend
+from torch import nn
+
+from .config import MeloraConfig
+from .errors import MeloraError
+from .merging import MergingLayer
+
+
+class AdaptedLayer(nn.Module, MergingLayer):
+    """A base layer and its adapters, as the module that takes the base's place.
+
+    A layer type gives `adapter_output`, and may give `adapted_forward` where it can do better than adding that to the
+    base's output.
+    """
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        *,
+        r: int,
+        n: int,
+        lora_alpha: float,
+        config: MeloraConfig,
+        module_name: str,
+        quantization_backend: QuantizationBackend | None = None,
+    ) -> None:
+        super().__init__()
+        MergingLayer.__init__(self, base_layer, quantization_backend)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, r, n, lora_alpha, config, module_name)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the base layer takes and gives, with the active adapters' share, in the base's dtype.
+
+        Raises:
+            MeloraError: `adapter_names` with merged or disabled adapters, or not one name for each row.
+        """
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self._disable_adapters or self.merged_adapters:
+            if adapter_names is not None:
+                state = "merged: call unmerge_adapter()" if self.merged_adapters else "disabled: enable them"
+                raise MeloraError(f"adapter_names were passed while adapters are {state} first, or leave the names out")
+            if self._disable_adapters and self.merged_adapters:
+                self.unmerge()
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self.mixed_forward(x, adapter_names, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in self.scaling]
+        return self.adapted_forward(active, x, *args, **kwargs)
+
+    def adapted_forward(self, active: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """base(x) plus the output of every adapter in `active`."""
+        result = self.base_layer(x, *args, **kwargs)
+        for name in active:
+            result = result + self.adapter_output(name, x).to(result.dtype)
+        return result
+
+    def adapter_output(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """One adapter's share of the output, scaled."""
+        raise NotImplementedError
+
+    def mixed_forward(self, x: torch.Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
+        """Row i of the batch goes through adapter_names[i]; "__base__", and names not in this layer, through none."""
+        if len(x) != len(adapter_names):
+            raise MeloraError(f"adapter_names holds {len(adapter_names)} names for {len(x)} inputs: one for each")
+        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
+        for name in sorted(set(adapter_names) & self.scaling.keys()):
+            rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
+            output = self.adapter_output(name, x.index_select(0, rows))
+            result = result.index_add(0, rows, output.to(result.dtype))
+        return result
+
+    def autocast_dtype(self, x: torch.Tensor) -> torch.dtype:
+        """The dtype that PyTorch's own products would have here: autocast's where that is on, else x's."""
+        if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+    def dropped(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """x after the adapter's dropout."""
+        dropped: torch.Tensor = self.melora_dropout[name](x)
+        return dropped
+
+    def __repr__(self) -> str:
+        return "melora." + super().__repr__()
