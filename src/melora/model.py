@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -19,6 +19,7 @@ from .linear import Linear
 from .loading import check_state_dict
 from .mixed_batch import route_by_name
 from .targets import check_targets, check_type, module_settings
+from .weighted import Combination, CombinationType, add_weighted_adapter
 
 
 class MeloraModel(BaseTuner):
@@ -81,6 +82,57 @@ class MeloraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is set active
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(new_module, BaseTunerLayer):
+            super()._replace_module(parent, child_name, new_module, child)
+        else:
+            # Unloading: new_module is the bare base layer and needs nothing. BaseTuner would set its weight to the
+            # wrapper's, which is no nn.Parameter where trainable_token_indices merge more than one adapter.
+            setattr(parent, child_name, new_module)
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: CombinationType = "svd",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: Literal["total", "frequency"] = "total",
+    ) -> None:
+        """Add a new, frozen adapter: the weighted sum of others (weights may be negative). As LoraModel's (PEFT 0.21).
+
+        Does nothing if there is an adapter of that name. A head in modules_to_save, and trained tokens, are not
+        combined: at most one of the adapters may have a given module in modules_to_save.
+
+        Args:
+            adapters: names of the adapters; in every module, those that are there need one n.
+            weights: one for each.
+            adapter_name: the new adapter's name.
+            combination_type: "cat" is exact, at the sum of the ranks. "svd", and what ends with it, sums the updates
+                and takes the nearest update of rank svd_rank in each block. "linear" and the others mix A and B
+                separately, which needs equal r and is a rough approximation. One adapter alone is always "linear",
+                which is exact then.
+            svd_rank: rank of one mini; by default the largest of the adapters'.
+            svd_clamp: quantile at which the factors of the svd types are clamped.
+            svd_full_matrices: accepted for LoraModel's sake; the result is the same.
+            svd_driver: torch.linalg.svd's, for CUDA.
+            density: share of the numbers to keep, for ties, dare and magnitude_prune. Counted over the blocks.
+            majority_sign_method: for ties.
+
+        Raises:
+            MeloraError: unknown adapters, or ones that can't be combined like that; the model is then as it was.
+        """
+        if adapter_name not in self.peft_config:
+            kind = "linear" if len(adapters) == 1 else combination_type
+            combination = Combination(
+                adapters, weights, kind, svd_rank, svd_clamp, svd_driver, density, majority_sign_method
+            )
+            add_weighted_adapter(self, adapter_name, combination)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
