@@ -20,7 +20,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands but bench, whose options belong to melora.bench."""
     parser = argparse.ArgumentParser(
         prog="melora",
-        description="Fine-tune, evaluate, export, inspect and time MELoRA adapters (mini-ensemble low-rank adapters).",
+        description="Fine-tune, evaluate, export, import, inspect and time MELoRA adapters (mini-ensemble low-rank "
+        "adapters).",
         epilog="exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"melora {_version()}")
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_export(commands)
+    _add_import(commands)
     _add_inspect(commands)
     commands.add_parser("bench", help="time one layer: frozen base, PEFT's LoRA, MELoRA", add_help=False)
     for command in commands.choices.values():
@@ -83,6 +85,26 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     export.add_argument("--output", metavar="FOLDER", help="the folder to make (default: RUN/lora or RUN/merged)")
     export.add_argument(
         "--allow-quantized", action="store_true", help="merge into a quantised base, which rounds the update"
+    )
+
+
+def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    import_ = commands.add_parser(
+        "import",
+        help="write the nearest MELoRA of an existing LoRA adapter",
+        description="Write the nearest MELoRA of a LoRA adapter (per diagonal block, by SVD) and report how much of "
+        "the update it keeps, layer by layer. What lies outside the blocks is lost: a poor import is refused.",
+    )
+    import_.add_argument("adapter", metavar="LORA_ADAPTER", help="the LoRA adapter's folder")
+    import_.add_argument("--n", type=int, required=True, help="number of minis; must divide both sizes of every module")
+    import_.add_argument("--r", type=int, help="rank of one mini (default: the LoRA's rank / n, at least 1)")
+    import_.add_argument("--output", metavar="FOLDER", help="the folder to make (default: LORA_ADAPTER-melora)")
+    import_.add_argument(
+        "--min-energy",
+        type=float,
+        default=0.9,
+        metavar="SHARE",
+        help="refuse to keep less than this share of the update's squared norm (default: 0.9; 0 takes anything)",
     )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -102,3 +103,59 @@ def test_the_saved_file_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None
         )
         files.append((folder / "adapter_config.json").read_bytes())
     assert files[0] == files[1]
+
+
+def test_from_lora_takes_over_every_shared_field() -> None:
+    values: dict[str, Any] = {
+        "r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "target_modules": ["q_proj", "v_proj"],
+        "exclude_modules": ["lm_head"],
+        "bias": "lora_only",
+        "use_rslora": True,
+        "modules_to_save": ["score"],
+        "layers_to_transform": [0, 1],
+        "layers_pattern": "layers",
+        "alpha_pattern": {"q_proj": 8},
+        "task_type": "SEQ_CLS",
+        "base_model_name_or_path": "some-base",
+        "revision": "main",
+        "trainable_token_indices": [3],
+    }
+    config = MeloraConfig.from_lora(LoraConfig(**values, rank_pattern={"q_proj": 4}, init_lora_weights="gaussian"), n=8)
+    assert (config.r, config.n, config.equivalent_rank) == (2, 8, 16)
+    assert config.rank_pattern == {"q_proj": 1}
+    assert config.init_weights == "gaussian"
+    for key in values.keys() - {"r"}:
+        wanted = set(values[key]) if key in ("target_modules", "exclude_modules") else values[key]
+        assert getattr(config, key) == wanted, key
+    shared = {f.name for f in dataclasses.fields(LoraConfig)} & {f.name for f in dataclasses.fields(MeloraConfig)}
+    unchecked = {"peft_type", "peft_version", "auto_mapping", "inference_mode", "fan_in_fan_out", "rank_pattern", "r"}
+    assert shared - values.keys() - unchecked <= {"target_parameters", "ensure_weight_tying"}
+
+
+def test_from_lora_with_own_values() -> None:
+    config = MeloraConfig.from_lora(LoraConfig(r=8, lora_alpha=4), n=4, r=8, lora_alpha=2, lora_dropout=0.5)
+    assert (config.r, config.n, config.lora_alpha, config.lora_dropout) == (8, 4, 2, 0.5)
+    assert MeloraConfig.from_lora(LoraConfig(r=2)).r == 1
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"use_dora": True}, "MELoRA has no use_dora=True: take it out of the LoraConfig, or stay with LoRA"),
+        ({"layer_replication": [(0, 2), (1, 3)]}, "MELoRA has no layer_replication="),
+        ({"init_lora_weights": "pissa"}, "MELoRA has no init_lora_weights='pissa'"),
+        ({"init_lora_weights": "olora", "use_dora": True}, "no use_dora=True, no init_lora_weights='olora'"),
+        ({"lora_bias": True}, "MELoRA has no lora_bias=True"),
+    ],
+)
+def test_from_lora_names_what_melora_has_not(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(MeloraError, match=message):
+        MeloraConfig.from_lora(LoraConfig(**kwargs))
+
+
+def test_from_lora_wants_a_lora() -> None:
+    with pytest.raises(MeloraError, match=r"a peft\.LoraConfig is needed, got a MeloraConfig"):
+        MeloraConfig.from_lora(MeloraConfig())  # type: ignore[arg-type]

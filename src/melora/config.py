@@ -1,12 +1,13 @@
 """MeloraConfig: LoraConfig's names, so that switching from LoRA is one line."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 
 from .errors import MeloraError
+from .lora_fields import shared_fields
 from .registration import MeloraPeftType
 
 # No weight has this many rows or columns. A larger r or n is a slip (or an attack), caught before any module is seen.
@@ -134,6 +135,30 @@ class MeloraConfig(PeftConfig):
                 f"layers_to_transform goes with a list of target_modules, got the string {self.target_modules!r}: "
                 "select the layers in the regular expression, or list the names"
             )
+
+    @classmethod
+    def from_lora(cls, lora_config: LoraConfig, *, n: int = 8, r: int | None = None, **changes: Any) -> "MeloraConfig":
+        """The config that trains a MELoRA where `lora_config` trains a LoRA; every shared field is taken over.
+
+        lora_alpha stays. The scaling lora_alpha / r is then n times the LoRA's, and so it should be: with Adam every
+        entry of B moves by about the learning rate, and an output sums r such moves instead of n * r, so that the first
+        steps change it as much as the LoRA's do. (With use_rslora the scaling grows by sqrt(n) only.) For the LoRA's
+        own scaling pass lora_alpha=lora_config.lora_alpha * r / lora_config.r.
+
+        Args:
+            lora_config: a peft.LoraConfig.
+            n: number of minis.
+            r: rank of one mini; by default LoRA's divided by n and at least 1, so that the update's rank stays. LoRA's
+                rank_pattern is divided likewise.
+            changes: other fields, in place of the LoRA's.
+
+        Raises:
+            MeloraError: the LoRA uses a feature that MELoRA does not have (use_dora, ...); the message names it.
+        """
+        positive_int("n", n)
+        taken = shared_fields(lora_config, {field.name for field in fields(cls)})
+        taken["rank_pattern"] = {key: max(1, rank // n) for key, rank in (lora_config.rank_pattern or {}).items()}
+        return cls(**{**taken, "n": n, "r": max(1, lora_config.r // n) if r is None else r, **changes})
 
     @property
     def equivalent_rank(self) -> int:

@@ -26,7 +26,8 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> int:
     with warnings.catch_warnings():
         _quieten(console, debug=args.debug)
         try:
-            command = importlib.import_module(f".{args.command}", __package__)
+            module = "import_" if args.command == "import" else args.command  # import is a word of Python's own
+            command = importlib.import_module(f".{module}", __package__)
             return int(command.run(args, rest) if args.command == "bench" else command.run(args, console))
         except MeloraError as error:
             return _fail(f"error: {error}", 2, args.debug)
