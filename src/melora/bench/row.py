@@ -1,0 +1,97 @@
+"""Row: one line of a result file, complete enough to be read years later without its run."""
+
+import datetime
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+_PROJECT = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where and when (machine to threads), what (suite to parameters), how often, and what came out.
+
+    Times in milliseconds per call, ratios to the frozen base (see timing.Timing), saved_bytes as in memory.saved_bytes.
+    """
+
+    date: str
+    commit: str
+    machine: str
+    cores: int
+    python: str
+    torch: str
+    peft: str
+    melora: str
+    threads: int
+    suite: str
+    d_in: int
+    d_out: int
+    tokens: int
+    n: int
+    r: int
+    dtype: str
+    dropout: float
+    contestant: str
+    rank: int
+    parameters: int
+    repetitions: int
+    calls: int
+    ms_min: float
+    ms_p50: float
+    ratio_min: float
+    ratio_p20: float
+    ratio_p50: float
+    ratio_p80: float
+    saved_bytes: int
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The part of a row that is the same in a whole run; field names as in Row."""
+
+    date: str
+    commit: str
+    machine: str
+    cores: int
+    python: str
+    torch: str
+    peft: str
+    melora: str
+    threads: int
+
+    @classmethod
+    def here(cls) -> "Environment":
+        return cls(
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            commit=_commit(),
+            machine=_processor(),
+            cores=os.cpu_count() or 0,
+            python=platform.python_version(),
+            torch=version("torch"),
+            peft=version("peft"),
+            melora=version("melora"),
+            threads=torch.get_num_threads(),
+        )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The checkout's commit, with "-dirty" where files differ from it; "" for an installed package."""
+    if not (_PROJECT / ".git").exists():
+        return ""
+    command = ["git", "-C", str(_PROJECT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,52 @@
+from collections.abc import Callable
+
+import pytest
+
+from melora.bench import timing
+
+
+class Clock:
+    """Time that only the steps under test move on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def step(self, name: str, seconds: list[float]) -> Callable[[], None]:
+        def step() -> None:
+            self.calls.append(name)
+            self.now += seconds[(self.calls.count(name) - 1) % len(seconds)]
+
+        return step
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing, "timer", lambda: clock.now)
+    return clock
+
+
+def test_contestants_take_turns_in_rotated_order(clock: Clock) -> None:
+    steps = [clock.step(name, [0.01]) for name in "abc"]
+    timing.interleave(steps, repetitions=3)
+    warm_up = 3 * timing.WARM_UP + 1  # and one turn that finds out how long a call takes
+    assert "".join(clock.calls[warm_up:]) == "abc" + "bca" + "cab"
+
+
+def test_short_steps_are_called_several_times_a_turn(clock: Clock) -> None:
+    timings, calls = timing.interleave([clock.step("a", [0.002]), clock.step("b", [0.003])], repetitions=2)
+    assert calls == 3  # 3 x 2 ms are the first to fill 5 ms
+    assert timings[1].ms_min == pytest.approx(3.0)  # per call, not per turn
+    assert timings[1].ratio_p50 == pytest.approx(1.5)
+
+
+def test_ratios_are_taken_within_a_repetition(clock: Clock) -> None:
+    # The machine is three times slower in every other repetition: the ratio does not see it, the times do.
+    seconds = [1.0] * 3 + [1.0] + [1.0, 3.0] * 5
+    twice = [2.0] * 3 + [2.0, 6.0] * 5
+    timings, _ = timing.interleave([clock.step("base", seconds), clock.step("other", twice)], repetitions=10)
+    other = timings[1]
+    assert (other.ratio_p20, other.ratio_p50, other.ratio_p80, other.ratio_min) == pytest.approx((2.0,) * 4)
+    assert other.ms_p50 == pytest.approx(4000.0)
+    assert other.ms_min == pytest.approx(2000.0)
