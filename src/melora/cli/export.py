@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         merged = export_merged(source, output, allow_quantized=args.allow_quantized)
         console.print(f"merged model  {merged.path}", markup=False)
         console.print(
-            f"drift         at most {merged.drift:.2e} in outputs of up to {merged.scale:.2f}, on {merged.measured_on}: "
+            f"drift         at most {merged.drift:.2e} in outputs up to {merged.scale:.2f}, on {merged.measured_on}: "
             "the written model, loaded again, against base and adapter"
         )
         return 0

@@ -70,7 +70,8 @@ def attach(model: Any, config: PeftConfig, *, on_meta: bool = False) -> PeftMode
     except ValueError as error:
         if isinstance(error, MeloraError):
             raise
-        raise MeloraError(f"adapter: {one_line(error)}") from None
+        targets = getattr(config, "target_modules", None)
+        raise MeloraError(f"adapter with target_modules={targets}: {one_line(error)}") from None
     present = [name.rsplit(".", 1)[-1] for name, _ in model.named_modules()]
     config.modules_to_save = sorted({*wanted, *(set(config.modules_to_save or []) & set(present))}) or None
     return peft_model

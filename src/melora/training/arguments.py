@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ _ELSEWHERE = {
     "disable_tqdm": "melora shows its own progress",
 }
 _POSITIVE = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size")
+_SCORING = ("per_device_eval_batch_size", "use_cpu", "bf16", "fp16", "bf16_full_eval", "fp16_full_eval")
 _FINITE = ("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon")
 
 
@@ -50,6 +52,9 @@ def check_training(training: Mapping[str, Any]) -> dict[str, Any]:
     for key, hint in _ELSEWHERE.items():
         if key in values:
             raise MeloraError(f"training.{key}: {hint}; remove it from training")
+    for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if values.get(key) is False:  # what YAML makes of a bare no
+            values[key] = "no"
     typed = convert(TrainingArguments, values, "training")
     for key in _POSITIVE:
         if key in typed:
@@ -103,3 +108,9 @@ def training_arguments(recipe: Recipe, task: Task, folder: Path) -> TrainingArgu
         return TrainingArguments(**{**defaults, **typed, **fixed})
     except (ValueError, ImportError) as error:
         raise MeloraError(f"training: {one_line(error)}") from None
+
+
+def scoring_arguments(recipe: Recipe, task: Task, folder: Path) -> TrainingArguments:
+    """As training_arguments, for scoring alone: only what the recipe says of device, precision and batches counts."""
+    kept = {key: value for key, value in recipe.training.items() if key in _SCORING}
+    return training_arguments(replace(recipe, training={**kept, "eval_strategy": "no"}), task, folder)

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 from ..errors import MeloraError
 from ..loading import load_adapter
-from .arguments import training_arguments
+from .arguments import scoring_arguments
 from .base import Base, fingerprint, load_base, load_tokenizer
 from .data import read_split
 from .folder import ADAPTER, ENVIRONMENT, EVALUATION, open_run, read_json, write_json
@@ -103,7 +103,7 @@ def evaluate(
     examples, cut = restored.task.encode(split, restored.tokenizer, spec)
     # The Trainer makes its output folder whether or not it writes anything.
     with tempfile.TemporaryDirectory() as nowhere:
-        args = training_arguments(restored.recipe, restored.task, Path(nowhere))
+        args = scoring_arguments(restored.recipe, restored.task, Path(nowhere))
         trainer = build_trainer(restored.task, restored.tokenizer, model=restored.with_adapter(), args=args)
         output = trainer.predict(examples, metric_key_prefix="eval")
     if target is not None:

@@ -47,10 +47,17 @@ class RunFolder:
         self._check_final()
         self.checkpoint = self._find_checkpoint() if resume else None
         if self.partial.exists() and not (resume or overwrite):
+            resumable = self._last_checkpoint() is not None
+            state = "interrupted; go on with --resume" if resumable else "without a checkpoint yet; wait for it"
             raise MeloraError(
-                f"output {self.final}: an interrupted run is in {self.partial}; go on with --resume, throw it away "
-                "with --overwrite, or choose another output=..."
+                f"output {self.final}: a run in {self.partial} is {state}, throw it away with --overwrite, or choose "
+                "another output=..."
             )
+
+    def _last_checkpoint(self) -> Path | None:
+        checkpoints = self.partial / CHECKPOINTS
+        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        return None if last is None else Path(last)
 
     def _check_final(self) -> None:
         if not self.final.exists() or (self.final.is_dir() and not any(self.final.iterdir())):
@@ -61,8 +68,7 @@ class RunFolder:
             raise MeloraError(f"output {self.final}: is no run of melora, so it is not overwritten; choose another")
 
     def _find_checkpoint(self) -> Path:
-        checkpoints = self.partial / CHECKPOINTS
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        last = self._last_checkpoint()
         if last is None:
             raise MeloraError(
                 f"output {self.final}: no interrupted run in {self.partial} to resume; start without --resume"
@@ -74,7 +80,7 @@ class RunFolder:
                     f"output {self.final}: the interrupted run in {self.partial} has another {key} in its recipe; "
                     "resume it with that recipe, or choose another output=..."
                 )
-        return Path(last)
+        return last
 
     def create(self) -> None:
         """Make the partial folder with the recipe in it.
@@ -112,12 +118,10 @@ class RunFolder:
 
     def abandon(self) -> Path | None:
         """After a failure: the last checkpoint, or None, in which case the partial folder is removed."""
-        checkpoints = self.partial / CHECKPOINTS
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        last = self._last_checkpoint()
         if last is None:
             shutil.rmtree(self.partial, ignore_errors=True)
-            return None
-        return Path(last)
+        return last
 
 
 def open_run(path: str | Path) -> tuple[Path, Recipe]:

@@ -70,7 +70,8 @@ def count_parameters(model: PeftModel) -> Counts:
     """Parameters of adapter, head (modules trained whole) and frozen base."""
     adapter, head = adapter_and_head(model)
     counts = [sum(parameter.numel() for parameter in group.values()) for group in (adapter, head)]
-    total = sum(parameter.numel() for parameter in model.parameters())
+    # PEFT keeps the untrained copy of a module that is trained whole; it is no part of the model.
+    total = sum(value.numel() for name, value in model.named_parameters() if ".original_module." not in name)
     lora = [module.lora_parameters for module in plan_modules(model)]
     known = [value for value in lora if value is not None]
     return Counts(counts[0], counts[1], total - sum(counts), sum(known) if lora and len(known) == len(lora) else None)

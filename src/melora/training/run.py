@@ -143,7 +143,7 @@ def _check_moved(before: dict[str, Any], trainer: AdapterTrainer) -> None:
     if len(unmoved) == modules:
         raise TrainingError(
             f"no adapter weight changed in training: no gradient reached {named}, or the learning rate "
-            f"({trainer.args.learning_rate:g}) is too small for the weights' type"
+            f"({trainer.args.learning_rate:g}, less in warm-up) is too small for so few steps"
         )
     if unmoved:
         logger.warning("%d of %d adapted modules did not change in training: %s", len(unmoved), modules, named)

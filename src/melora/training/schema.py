@@ -5,7 +5,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -85,10 +85,15 @@ def convert(cls: type[Any], values: Any, where: str) -> dict[str, Any]:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
+    if hint == dict[str, Any] and isinstance(value, dict):
+        return value  # an open section; jsonargparse would read its strings as YAML once more
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
         typed = parser.parse_object({"value": value}).value
+        # jsonargparse takes null for any type, and a quoted number for a number.
+        if value is None and hint is not Any and type(None) not in get_args(hint):
+            raise TypeError("null is no value of this type")
         if isinstance(value, str) and isinstance(typed, int | float):
             raise TypeError("a quoted number is a string")
     except (jsonargparse.ArgumentError, TypeError, ValueError):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from .tasks import Task
 
@@ -35,7 +35,7 @@ def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         return task.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
-    return AdapterTrainer(
+    trainer = AdapterTrainer(
         data_collator=task.collator(tokenizer),
         processing_class=tokenizer,
         compute_metrics=compute,
@@ -43,6 +43,8 @@ def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
         **kwargs,
     )
+    trainer.remove_callback(PrinterCallback)  # it prints every log event as a dict when tqdm is off
+    return trainer
 
 
 def snapshot(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
