@@ -70,8 +70,15 @@ def test_bad_alpha(value: Any) -> None:
         ({"lora_dropout": math.nan}, "lora_dropout must be"),
         ({"bias": "some"}, "bias must be one of none, all, melora_only"),
         ({"init_weights": "orthogonal"}, "init_weights must be True, False or 'gaussian', got 'orthogonal'"),
-        ({"layers_pattern": "layers"}, "layers_pattern is set and layers_to_transform is not"),
-        ({"target_modules": ".*q", "layers_to_transform": [1]}, "layers_to_transform goes with a list"),
+        ({"layers_pattern": "layers"}, "`layers_to_transform` must also be specified"),
+        (
+            {"target_modules": ".*q", "layers_pattern": "h"},
+            "`layers_pattern` cannot be used when `target_modules` is a",
+        ),
+        (
+            {"target_modules": ".*q", "layers_to_transform": [1]},
+            "`layers_to_transform` cannot be used when `target_modules` is a str",
+        ),
         ({"r": [1, 1], "lora_alpha": [16, 16]}, "the format of the authors' reference code"),
     ],
 )

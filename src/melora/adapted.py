@@ -39,13 +39,15 @@ class AdaptedLayer(nn.Module, MergingLayer):
         """What the base layer takes and gives, with the active adapters' share, in the base's dtype.
 
         Raises:
-            MeloraError: `adapter_names` with merged or disabled adapters, or not one name for each row.
+            MeloraError: `adapter_names` with merged adapters, or not one name for each row. (PEFT's words, as code for
+                LoRA looks for them; as for LoRA, names are ignored while adapters are disabled.)
         """
         adapter_names = kwargs.pop("adapter_names", None)
         if self._disable_adapters or self.merged_adapters:
-            if adapter_names is not None:
-                state = "merged: call unmerge_adapter()" if self.merged_adapters else "disabled: enable them"
-                raise MeloraError(f"adapter_names were passed while adapters are {state} first, or leave the names out")
+            if adapter_names is not None and self.merged_adapters:
+                raise MeloraError(
+                    "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+                )
             if self._disable_adapters and self.merged_adapters:
                 self.unmerge()
             return self.base_layer(x, *args, **kwargs)
@@ -68,7 +70,10 @@ class AdaptedLayer(nn.Module, MergingLayer):
     def mixed_forward(self, x: torch.Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         """Row i of the batch goes through adapter_names[i]; "__base__", and names not in this layer, through none."""
         if len(x) != len(adapter_names):
-            raise MeloraError(f"adapter_names holds {len(adapter_names)} names for {len(x)} inputs: one for each")
+            raise MeloraError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
+            )
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         for name in sorted(set(adapter_names) & self.scaling.keys()):
             rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)

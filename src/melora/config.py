@@ -128,13 +128,15 @@ class MeloraConfig(PeftConfig):
         self._check_layer_selection()
 
     def _check_layer_selection(self) -> None:
+        # Each message starts with PEFT's own words: code written for LoRA looks for them.
+        for name in ("layers_to_transform", "layers_pattern"):
+            if isinstance(self.target_modules, str) and getattr(self, name) not in (None, []):
+                raise MeloraError(
+                    f"`{name}` cannot be used when `target_modules` is a str. Got {self.target_modules!r}: select the "
+                    "layers in that regular expression, or list the names"
+                )
         if self.layers_pattern and self.layers_to_transform is None:
-            raise MeloraError("layers_pattern is set and layers_to_transform is not: give the layer indexes too")
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            raise MeloraError(
-                f"layers_to_transform goes with a list of target_modules, got the string {self.target_modules!r}: "
-                "select the layers in the regular expression, or list the names"
-            )
+            raise MeloraError("When `layers_pattern` is specified, `layers_to_transform` must also be specified.")
 
     @classmethod
     def from_lora(cls, lora_config: LoraConfig, *, n: int = 8, r: int | None = None, **changes: Any) -> "MeloraConfig":
