@@ -50,10 +50,11 @@ class AdaptedLayer(nn.Module, MergingLayer):
                 )
             if self._disable_adapters and self.merged_adapters:
                 self.unmerge()
-            return self.base_layer(x, *args, **kwargs)
-        if adapter_names is not None:
+            active = []
+        elif adapter_names is not None:
             return self.mixed_forward(x, adapter_names, *args, **kwargs)
-        active = [name for name in self.active_adapters if name in self.scaling]
+        else:
+            active = [name for name in self.active_adapters if name in self.scaling]
         return self.adapted_forward(active, x, *args, **kwargs)
 
     def adapted_forward(self, active: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

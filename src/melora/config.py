@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftConfig
 from .errors import MeloraError
 from .lora_fields import shared_fields
 from .registration import MeloraPeftType
+from .untrusted import check_auto_mapping
 
 # No weight has this many rows or columns. A larger r or n is a slip (or an attack), caught before any module is seen.
 LARGEST_SIZE = 2**24
@@ -62,6 +63,8 @@ class MeloraConfig(PeftConfig):
         alpha_pattern: {name or regular expression: lora_alpha} for modules that differ.
         n_pattern: {name or regular expression: n} for modules that differ.
         trainable_token_indices: rows of the token embedding to train, as for LoRA.
+        target_parameters: names, or their ends, of parameters to adapt directly: the stacked weights of experts. With
+            target_modules=[] they alone are adapted.
 
     Raises:
         MeloraError: a value that no model could take, named in the message.
@@ -96,10 +99,14 @@ class MeloraConfig(PeftConfig):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "rows of the token embedding to train"}
     )
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "parameters to adapt directly, such as stacked expert weights"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = MeloraPeftType.MELORA
+        check_auto_mapping(self.auto_mapping, "")
         if isinstance(self.r, list) or isinstance(self.lora_alpha, list):
             raise MeloraError(
                 f"r={self.r!r}, lora_alpha={self.lora_alpha!r}: a list, one value per mini, is the format of the "
@@ -125,6 +132,10 @@ class MeloraConfig(PeftConfig):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list | tuple):
             self.exclude_modules = set(self.exclude_modules)
+        if isinstance(self.target_parameters, str):
+            raise MeloraError(
+                f"target_parameters must be a list of names, got {self.target_parameters!r}: put it in a list"
+            )
         self._check_layer_selection()
 
     def _check_layer_selection(self) -> None:

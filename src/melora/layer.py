@@ -13,7 +13,7 @@ from .shapes import check_shape, diagonal_blocks
 
 
 class MiniFactors(nn.Module):
-    """One factor of all n minis of one adapter: `weight` of shape (n, rows, columns), with more sizes where a layer has.
+    """One factor of all n minis of one adapter: `weight` of shape (n, rows, columns), or with more columns' sizes.
 
     A module of its own, named melora_A or melora_B, since PEFT's hotswap and FSDP's wrap policy look for that.
     """
@@ -51,7 +51,7 @@ class MeloraLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.cast_input_dtype_enabled = True
-        self.in_features, self.out_features = self.sizes_of(self.get_base_layer())
+        self.in_features, self.out_features = self.sizes()
 
     @classmethod
     def sizes_of(cls, base: nn.Module) -> tuple[int, int]:
@@ -67,6 +67,14 @@ class MeloraLayer(BaseTunerLayer):
         """
         check_shape(module_name, *cls.sizes_of(base), n, r)
 
+    def sizes(self) -> tuple[int, int]:
+        """(d_in, d_out) of what is adapted here."""
+        return self.sizes_of(self.get_base_layer())
+
+    def check(self, module_name: str, n: int, r: int) -> None:
+        """`check_base` on this layer's base."""
+        self.check_base(module_name, self.get_base_layer(), n, r)
+
     def factor_shapes(self, n: int, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes of A and B."""
         return (n, r, self.in_features // n), (n, self.out_features // n, r)
@@ -79,7 +87,7 @@ class MeloraLayer(BaseTunerLayer):
         Raises:
             MeloraError: n or r does not fit the weight.
         """
-        self.check_base(module_name, self.get_base_layer(), n, r)
+        self.check(module_name, n, r)
         self.r[adapter_name], self.n[adapter_name] = r, n
         self.lora_alpha[adapter_name], self.use_rslora[adapter_name] = lora_alpha, config.use_rslora
         self.set_scale(adapter_name, 1.0)
@@ -150,6 +158,14 @@ class MeloraLayer(BaseTunerLayer):
             weight: in the base weight's own layout.
         """
         return diagonal_blocks(weight, n)
+
+    def updated_weight(self, active: list[str]) -> torch.Tensor:
+        """W + dW of the active adapters, as a new tensor through which the factors get their gradients."""
+        weight = self.get_base_weight().clone()
+        for name in active:
+            blocks = self.blocks_of(weight, self.n[name])
+            blocks += self.delta_blocks(name).reshape(blocks.shape).to(weight.dtype)
+        return weight
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the base weight, unpacked where the base is quantised."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from peft import PeftModel
@@ -12,13 +12,15 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 
+from .adapted import AdaptedLayer
 from .config import MeloraConfig
+from .dispatch import layer_class
 from .errors import MeloraError
 from .layer import MeloraLayer
-from .linear import Linear
 from .loading import check_state_dict
 from .mixed_batch import route_by_name
-from .targets import check_targets, check_type, module_settings
+from .parameters import ParamWrapper
+from .targets import check_targets, module_settings
 from .weighted import Combination, CombinationType, add_weighted_adapter
 
 
@@ -52,6 +54,25 @@ class MeloraModel(BaseTuner):
             state_dict=state_dict,
         )
 
+    def _prepare_adapter_config(self, peft_config: MeloraConfig, model_config: dict[str, Any]) -> MeloraConfig:
+        """LoRA's default targets for the architecture, unless target_parameters alone say what to adapt."""
+        unknown = self.target_module_mapping.get(model_config["model_type"]) is None
+        if peft_config.target_modules is None and peft_config.target_parameters and unknown:
+            return peft_config
+        return cast(MeloraConfig, super()._prepare_adapter_config(peft_config, model_config))
+
+    def _check_new_adapter_config(self, config: MeloraConfig) -> None:
+        """BaseTuner's check, and LoRA's: where a wrapper sits in the nest says which parameter it adapts."""
+        super()._check_new_adapter_config(config)
+        for name, other in self.peft_config.items():
+            if other is not config and config.target_parameters and other.target_parameters:
+                ours, theirs = sorted(set(config.target_parameters)), sorted(set(other.target_parameters))
+                if ours != theirs:
+                    raise MeloraError(
+                        "When using multiple adapters with `target_parameters`, all adapters must target the same set "
+                        f"of parameters, but got {ours} for the new adapter and {theirs} for adapter '{name}'."
+                    )
+
     def _create_and_replace(
         self,
         peft_config: MeloraConfig,
@@ -63,22 +84,25 @@ class MeloraModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         r, n, lora_alpha = module_settings(peft_config, current_key)
-        if isinstance(target, MeloraLayer):
+        nested = isinstance(target, ParamWrapper) and adapter_name in target.scaling  # for another parameter
+        if isinstance(target, MeloraLayer) and not nested:
             target.update_layer(adapter_name, r, n, lora_alpha, peft_config, current_key)
             return
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        backend = resolve_quantization_backend(base, **get_quantization_kwargs(self.model))
-        check_type(current_key, base, backend)
-        layer = Linear(
-            target,
-            adapter_name,
-            r=r,
-            n=n,
-            lora_alpha=lora_alpha,
-            config=peft_config,
-            module_name=current_key,
-            quantization_backend=backend,
-        )
+        settings: dict[str, Any] = {
+            "r": r,
+            "n": n,
+            "lora_alpha": lora_alpha,
+            "config": peft_config,
+            "module_name": current_key,
+        }
+        layer: AdaptedLayer
+        if parameter_name is not None:
+            layer = ParamWrapper(target, adapter_name, parameter_name=parameter_name, **settings)
+        else:
+            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+            backend = resolve_quantization_backend(base, **get_quantization_kwargs(self.model))
+            cls = layer_class(current_key, base, backend)
+            layer = cls(target, adapter_name, quantization_backend=backend, **settings)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is set active
         self._replace_module(parent, target_name, layer, target)

@@ -1,4 +1,4 @@
-"""What n and r may be for a weight of a given shape, checked before anything is allocated; and where n blocks lie in it."""
+"""What n and r may be for a weight of a given shape (checked before anything is allocated), and where n blocks lie."""
 
 import math
 
@@ -29,7 +29,8 @@ def diagonal_blocks(weight: torch.Tensor, n: int, rows: int = 0, columns: int = 
         rows, columns: which dimensions are split, rows before columns.
     """
     split = weight.unflatten(columns, (n, -1)).unflatten(rows, (n, -1))
-    return split.diagonal(dim1=rows, dim2=columns + 1).movedim(-1, 0)
+    blocks: torch.Tensor = split.diagonal(dim1=rows, dim2=columns + 1).movedim(-1, 0)
+    return blocks
 
 
 def check_shape(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
@@ -44,6 +45,11 @@ def check_shape(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
         raise MeloraError(
             f"{module}: n={n} does not divide both d_in={d_in} and d_out={d_out}; {ways_out(math.gcd(d_in, d_out))}"
         )
+    check_rank(module, d_in, d_out, n, r)
+
+
+def check_rank(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
+    """Raise MeloraError if r is larger than the larger side of the weight (d_out, d_in)."""
     if r > max(d_in, d_out):
         raise MeloraError(
             f"{module}: r={r} is larger than the weight ({d_out} x {d_in}); a mini on its block of "

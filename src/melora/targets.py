@@ -3,24 +3,23 @@
 import copy
 import difflib
 import warnings
-from typing import cast
 
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
-    _get_in_out_features,
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key, match_target_against_key
-from peft.utils.quantization_utils import QuantizationBackend, get_quantization_kwargs, resolve_quantization_backend
+from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import MeloraConfig
+from .dispatch import layer_class
 from .errors import MeloraError
-from .shapes import check_shape
+from .parameters import check_config, check_parameter
 
 
 def module_settings(config: MeloraConfig, module: str) -> tuple[int, int, float]:
@@ -57,13 +56,62 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
     modules = _outer_modules(model)
     _check_names(config, modules)
     targeted = {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
-    _check_n_pattern(config, list(targeted))
+    parameters = _targeted_parameters(config, modules)
+    _check_n_pattern(config, [*targeted, *parameters])
     quantization = get_quantization_kwargs(model)
     for name, module in targeted.items():
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        check_type(name, base, resolve_quantization_backend(base, **quantization))
+        _check_called(name, model)
         r, n, _ = module_settings(config, name)
-        check_shape(name, *cast(tuple[int, int], _get_in_out_features(base)), n, r)
+        layer_class(name, base, resolve_quantization_backend(base, **quantization)).check_base(name, base, n, r)
+    _check_parameters(config, model, targeted, parameters)
+
+
+def _check_called(name: str, model: nn.Module) -> None:
+    """Refuse the output projection of nn.MultiheadAttention, which that never calls as a module."""
+    parent, _, leaf = name.rpartition(".")
+    if leaf == "out_proj" and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+        raise MeloraError(
+            f"{name}: nn.MultiheadAttention reads this layer's weight and never calls it, so an adapter on it would "
+            f"have no effect: target {parent} itself, or leave {name} out by exclude_modules"
+        )
+
+
+def _targeted_parameters(config: MeloraConfig, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Every parameter that target_parameters means, by its full name, and the module that holds it."""
+    found: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        for parameter_name, _ in base.named_parameters(recurse=False):
+            key = f"{name}.{parameter_name}"
+            if any(key == target or key.endswith(f".{target}") for target in config.target_parameters or ()):
+                found[key] = base
+    return found
+
+
+def _check_parameters(
+    config: MeloraConfig, model: nn.Module, targeted: dict[str, nn.Module], parameters: dict[str, nn.Module]
+) -> None:
+    if not config.target_parameters:
+        return
+    if not parameters and not targeted:
+        known = [name for name, _ in model.named_parameters()]
+        close = dict.fromkeys(key for t in config.target_parameters for key in difflib.get_close_matches(t, known, n=3))
+        hint = f" (closest: {', '.join(close)})" if close else ""
+        raise NoTargetError(
+            f"target_parameters={sorted(config.target_parameters)}: the model has no parameter of these names{hint}; "
+            "give names as model.named_parameters() has them, or their ends"
+        )
+    check_config(config)
+    for key, base in parameters.items():
+        name, _, parameter_name = key.rpartition(".")
+        if name in targeted:
+            raise MeloraError(
+                f"{key} is in target_parameters, and its module {name} in target_modules: choose one of the two "
+                "(target_modules=[] adapts parameters alone)"
+            )
+        r, n, _ = module_settings(config, key)
+        check_parameter(key, base, parameter_name, n, r)
 
 
 def _check_n_pattern(config: MeloraConfig, targeted: list[str]) -> None:
@@ -75,17 +123,6 @@ def _check_n_pattern(config: MeloraConfig, targeted: list[str]) -> None:
             f"The following n_pattern keys did not match any targeted module and were ignored: {unused}.",
             RuntimeWarning,
             stacklevel=2,
-        )
-
-
-def check_type(name: str, base: nn.Module, backend: QuantizationBackend | None) -> None:
-    """Raise MeloraError unless the layer `base`, called `name`, can be adapted."""
-    linear = isinstance(base, nn.Linear | Conv1D) or (backend is not None and backend.layer_type == "linear")
-    if not linear:
-        raise MeloraError(
-            f"Target module {name} is a {type(base).__name__}, which is not supported: melora adapts torch.nn.Linear, "
-            "transformers' Conv1D and PEFT's quantised linear layers; take it out of target_modules or name it in "
-            "exclude_modules"
         )
 
 
