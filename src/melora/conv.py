@@ -86,11 +86,11 @@ class _ConvNd(AdaptedLayer):
         u = product(x, A.flatten(0, 1).to(dtype), None, base.stride, padding, base.dilation, n)
         B = B.flatten(0, 1).to(dtype)[(...,) + (None,) * (A.dim() - 3)]
         output = product(u, B, groups=n * self.spanned_groups(n)) * self.scaling[name]
-        return cast(torch.Tensor, output)
+        return output
 
     def product(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         self._check_groups(A.shape[0])
-        return torch.matmul(B, A.flatten(2)).unflatten(2, A.shape[2:])
+        return cast(torch.Tensor, torch.matmul(B, A.flatten(2)).unflatten(2, A.shape[2:]))
 
     def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
         groups = self.conv.groups
@@ -102,8 +102,9 @@ class _ConvNd(AdaptedLayer):
 
     def check_mergeable(self) -> None:
         super().check_mergeable()
-        for n in self.n.values():
-            self._check_groups(n)
+        for name in self.active_adapters:
+            if name in self.n:
+                self._check_groups(self.n[name])
 
     def _check_groups(self, n: int) -> None:
         if self.spanned_groups(n) > 1:

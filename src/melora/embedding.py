@@ -67,10 +67,10 @@ class Embedding(AdaptedLayer):
         scale = self._get_embed_scale()  # Gemma's embeddings multiply their output; a merged update would be, too
         if scale is not None:
             output = output * scale.to(output.dtype)
-        return cast(torch.Tensor, output)
+        return output
 
     def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
-        return weight.T.unflatten(0, (n, -1))
+        return cast(torch.Tensor, weight.T.unflatten(0, (n, -1)))
 
     def weight_shape(self) -> tuple[int, ...]:
         return self.in_features, self.out_features

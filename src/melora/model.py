@@ -1,7 +1,7 @@
 """MeloraModel: finds the targets, replaces them by MeloraLayers, and routes mixed batches."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from .adapted import AdaptedLayer
 from .config import MeloraConfig
 from .dispatch import layer_class
+from .drift import reported_drift
 from .errors import MeloraError
 from .layer import MeloraLayer
 from .loading import check_state_dict
@@ -106,6 +107,22 @@ class MeloraModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)  # a further adapter is not trained until it is set active
         self._replace_module(parent, target_name, layer, target)
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """BaseTuner's; refused before a layer is touched where one can't be merged, and with the drift in a warning."""
+        with reported_drift(self.model):
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> nn.Module:
+        unload: Any = super()._unload_and_optionally_merge  # PEFT 0.21 says that it returns None
+        with reported_drift(self.model) if merge else nullcontext():
+            return cast(nn.Module, unload(merge, progressbar, safe_merge, adapter_names))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, BaseTunerLayer):
