@@ -1,6 +1,5 @@
 """An adapter folder on disk, read and checked without a model and without loading a tensor."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from .config import MeloraConfig
 from .errors import MeloraError
 from .targets import module_settings
+from .untrusted import own_file, read_header, read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -78,8 +78,9 @@ def read_adapter(path: str | Path) -> AdapterFiles:
     """Read and check an adapter folder (MELORA, or LORA without variants), as PEFT's save_pretrained writes it.
 
     Raises:
-        MeloraError: a file is missing, truncated or of an unknown kind; a tensor is missing, empty, left over, or does
-            not have the shape that the config gives it. The message names the file, the tensor and the way out.
+        MeloraError: a file is missing, truncated, of an unknown kind, out of bounds (untrusted.py) or a link that leaves
+            the folder; a tensor is missing, empty, left over, or does not have the shape that the config gives it. The
+            message names the file, the tensor and the way out.
     """
     folder = Path(path)
     config = _read_config(folder)
@@ -95,13 +96,10 @@ def read_adapter(path: str | Path) -> AdapterFiles:
 
 
 def _read_config(folder: Path) -> Any:
-    file = folder / CONFIG_FILE
-    if not file.is_file():
+    file = own_file(folder, CONFIG_FILE)
+    if file is None:
         raise MeloraError(f"{folder}: no {CONFIG_FILE} in it; give the folder that save_pretrained wrote (RUN/adapter)")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise MeloraError(f"{file}: not valid JSON ({error}); save or download the adapter again") from None
+    values = read_json(file)
     kind = values.get("peft_type") if isinstance(values, dict) else None
     config_cls: type[PeftConfig] | None = {"MELORA": MeloraConfig, "LORA": LoraConfig}.get(str(kind))
     if config_cls is None:
@@ -111,19 +109,23 @@ def _read_config(folder: Path) -> Any:
     if unknown and config_cls is MeloraConfig and not isinstance(values.get("r"), list):
         raise MeloraError(f"{file}: unknown fields {', '.join(unknown)}; it may come from a newer melora: upgrade")
     try:
-        return config_cls(**{key: value for key, value in values.items() if key in known})
-    except (TypeError, ValueError) as error:
-        raise MeloraError(f"{file}: {error}") from None
+        # auto_mapping is for loading a base model, which load_adapter checks; reading an adapter needs no base.
+        config = config_cls(**{key: value for key, value in values.items() if key in known - {"auto_mapping"}})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MeloraError(f"{file}: {' '.join(str(error).split())}") from None
+    config.auto_mapping = values.get("auto_mapping")
+    return config
 
 
 def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    file = folder / WEIGHTS_FILE
-    if not file.is_file():
+    file = own_file(folder, WEIGHTS_FILE)
+    if file is None:
         hint = " (adapter_model.bin is a pickle, which can run code: not read)" if any(folder.glob("*.bin")) else ""
         raise MeloraError(f"{folder}: no {WEIGHTS_FILE} in it{hint}; save the adapter with save_pretrained")
+    shapes = read_header(file)
     try:
-        with safe_open(file, framework="pt") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        with safe_open(file, framework="pt"):
+            pass  # checks dtypes and offsets: the tensors must fill the file without gap or overlap
     except (SafetensorError, OSError) as error:
         raise MeloraError(f"{file}: truncated or damaged ({error}); copy or download it again") from None
     for name, shape in shapes.items():

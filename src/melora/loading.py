@@ -14,6 +14,7 @@ from torch import nn
 
 from .adapter_files import PREFIX, AdapterFiles, read_adapter
 from .errors import MeloraError
+from .untrusted import check_auto_mapping
 
 __all__ = ["AdapterFiles", "check_state_dict", "load_adapter", "read_adapter"]
 
@@ -27,9 +28,10 @@ def load_adapter(base_model: nn.Module, path: str | Path, **kwargs: Any) -> Peft
         kwargs: passed on to PeftModel.from_pretrained.
 
     Raises:
-        MeloraError: a damaged folder (see read_adapter), or an adapter for another base model.
+        MeloraError: a damaged or hostile folder (see read_adapter), or an adapter for another base model.
     """
     files = read_adapter(path)
+    check_auto_mapping(files.config.auto_mapping, f"{path}: ")
     modules = dict(base_model.named_modules())
     made_for = files.config.base_model_name_or_path or "a base model that it does not name"
     for module in files.modules:
