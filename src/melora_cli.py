@@ -10,15 +10,23 @@ import importlib
 import os
 import sys
 from importlib import metadata
+from typing import NoReturn
 
 _RECIPE_HELP = "YAML recipe, e.g. recipes/quickstart.yaml; `melora train --keys` lists every key"
 _OVERRIDES_HELP = "change a key of the recipe, e.g. training.learning_rate=1e-3 adapter.n=4 (values are YAML)"
 _DEBUG_HELP = "show tracebacks and the libraries' own warnings"
 
 
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line, like all of melora's."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; `{self.prog} --help` shows what there is\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands but bench, whose options belong to melora.bench."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="melora",
         description="Fine-tune, evaluate, export, import, inspect and time MELoRA adapters (mini-ensemble low-rank "
         "adapters).",
@@ -135,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         args.overrides += [word for word in rest if not word.startswith("-")]
         rest = [word for word in rest if word.startswith("-")]
     if rest and args.command != "bench":
-        parser.error(f"unknown argument {rest[0]!r}; `melora {args.command} --help` lists what there is")
+        parser.error(f"{args.command}: unknown argument {rest[0]!r}")
     # A worker of the tokenizer's pool after a fork prints a warning; the Trainer's loader forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
