@@ -46,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
     train = commands.add_parser(
         "train",
         help="train an adapter from a recipe",
@@ -67,7 +67,7 @@ def _add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     train.add_argument("--keys", action="store_true", help="list every key of a recipe, with defaults, and stop")
 
 
-def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_evaluate(commands: "argparse._SubParsersAction[Parser]") -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="score a finished run again, from its files",
@@ -81,7 +81,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     )
 
 
-def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     export = commands.add_parser(
         "export",
         help="write a plain LoRA adapter, or a merged model",
@@ -96,7 +96,7 @@ def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
 
 
-def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_import(commands: "argparse._SubParsersAction[Parser]") -> None:
     import_ = commands.add_parser(
         "import",
         help="write the nearest MELoRA of an existing LoRA adapter",
@@ -116,7 +116,7 @@ def _add_import(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
 
 
-def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_inspect(commands: "argparse._SubParsersAction[Parser]") -> None:
     inspect = commands.add_parser(
         "inspect",
         help="measure an adapter layer by layer",
