@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from melora import MeloraConfig, MeloraError
-from melora.conversion import export_lora, lora_factors, new_folder
+from melora.conversion import export_lora, new_folder
+from melora.lora_layout import lora_factors
 
 X = torch.linspace(-1, 1, 5 * 24).view(5, 24)
 

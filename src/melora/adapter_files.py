@@ -1,45 +1,22 @@
 """An adapter folder on disk, read and checked without a model and without loading a tensor."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig
-from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from .config import MeloraConfig
 from .errors import MeloraError
-from .targets import module_settings
+from .file_modules import PREFIX, ModuleFactors, read_modules
 from .untrusted import own_file, read_header, read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 
-
-@dataclass(frozen=True)
-class ModuleFactors:
-    """One adapted module as the file holds it; a plain LoRA is a MELoRA with n = 1."""
-
-    name: str
-    A_key: str
-    B_key: str
-    n: int
-    r: int
-    d_in: int
-    d_out: int
-    scaling: float
-
-    @property
-    def equivalent_rank(self) -> int:
-        return self.n * self.r
-
-    @property
-    def parameters(self) -> int:
-        return self.r * (self.d_in + self.d_out)
+__all__ = ["CONFIG_FILE", "PREFIX", "WEIGHTS_FILE", "AdapterFiles", "ModuleFactors", "read_adapter"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +41,9 @@ class AdapterFiles:
             return {name: file.get_tensor(name) for name in self.shapes}
 
     def factors(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) of a module, (n, r, d_in / n) and (n, d_out / n, r)."""
+        """(A, B) of a module, as file_modules.py lists them; a LoRA's as those of one mini."""
         A, B = tensors[module.A_key], tensors[module.B_key]
-        return (A, B) if A.dim() == 3 else (A[None], B[None])
+        return (A, B) if A.dim() > 2 else (A[None], B[None])
 
     def other_keys(self) -> list[str]:
         """Names of the tensors that are no factors: trained heads and biases."""
@@ -78,14 +55,14 @@ def read_adapter(path: str | Path) -> AdapterFiles:
     """Read and check an adapter folder (MELORA, or LORA without variants), as PEFT's save_pretrained writes it.
 
     Raises:
-        MeloraError: a file is missing, truncated, of an unknown kind, out of bounds (untrusted.py) or a link that leaves
-            the folder; a tensor is missing, empty, left over, or does not have the shape that the config gives it. The
-            message names the file, the tensor and the way out.
+        MeloraError: a file is missing, truncated, of an unknown kind, out of bounds (untrusted.py) or a link that
+            leaves the folder; a tensor is missing, empty, left over, or does not have the shape that the config gives
+            it. The message names the file, the tensor and the way out.
     """
     folder = Path(path)
     config = _read_config(folder)
     shapes = _read_shapes(folder)
-    modules = _melora_modules(folder, config, shapes)
+    modules = read_modules(folder / WEIGHTS_FILE, config, shapes)
     if not modules:
         raise MeloraError(f"{folder / WEIGHTS_FILE}: holds no adapter weights; was it saved from an adapted model?")
     files = AdapterFiles(folder, config, shapes, modules)
@@ -135,50 +112,3 @@ def _read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                 "without gathering; gather the shards and save again"
             )
     return shapes
-
-
-def _melora_modules(folder: Path, config: Any, shapes: dict[str, tuple[int, ...]]) -> list[ModuleFactors]:
-    melora = isinstance(config, MeloraConfig)
-    a_end, b_end = (".melora_A.weight", ".melora_B.weight") if melora else (".lora_A.weight", ".lora_B.weight")
-    build: Callable[..., ModuleFactors] = _melora_module if melora else _lora_module
-    names = dict.fromkeys(key.removesuffix(end) for key in shapes for end in (a_end, b_end) if key.endswith(end))
-    modules = []
-    for stem in names:
-        for key in (stem + a_end, stem + b_end):
-            if key not in shapes:
-                raise MeloraError(f"{folder / WEIGHTS_FILE}: tensor {key} is missing; save or download it again")
-        modules.append(build(folder / WEIGHTS_FILE, config, stem, (stem + a_end, stem + b_end), shapes))
-    return modules
-
-
-def _melora_module(
-    file: Path, config: MeloraConfig, stem: str, keys: tuple[str, str], shapes: dict[str, tuple[int, ...]]
-) -> ModuleFactors:
-    name = stem.removeprefix(PREFIX)
-    r, n, alpha = module_settings(config, name)
-    for key, wanted in ((keys[0], (n, r, "d_in / n")), (keys[1], (n, "d_out / n", r))):
-        shape = shapes[key]
-        if len(shape) != 3 or any(
-            isinstance(size, int) and size != got for size, got in zip(wanted, shape, strict=True)
-        ):
-            raise MeloraError(
-                f"{file}: tensor {key} has shape {list(shape)}, but n={n}, r={r} in {CONFIG_FILE} ask for "
-                f"({', '.join(map(str, wanted))}); the two files are not of one adapter"
-            )
-    d_in, d_out = n * shapes[keys[0]][2], n * shapes[keys[1]][1]
-    return ModuleFactors(name, *keys, n, r, d_in, d_out, alpha / (r**0.5 if config.use_rslora else r))
-
-
-def _lora_module(
-    file: Path, config: LoraConfig, stem: str, keys: tuple[str, str], shapes: dict[str, tuple[int, ...]]
-) -> ModuleFactors:
-    A, B = shapes[keys[0]], shapes[keys[1]]
-    if len(A) != 2 or len(B) != 2 or A[0] != B[1]:
-        raise MeloraError(
-            f"{file}: {keys[0]} has shape {list(A)} and {keys[1]} {list(B)}; (r, d_in) and (d_out, r) of a linear "
-            "layer are needed"
-        )
-    name = stem.removeprefix(PREFIX)
-    patterns = config.alpha_pattern or {}
-    alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
-    return ModuleFactors(name, *keys, 1, A[0], A[1], B[0], alpha / (A[0] ** 0.5 if config.use_rslora else A[0]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .adapter_files import read_adapter
+from .adapter_files import ModuleFactors, read_adapter
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,13 @@ class LayerReport:
         name: the module.
         d_in, d_out: sizes of its weight.
         n, r: number of minis and rank of one.
-        equivalent_rank: n * r, the highest rank that the update can have.
+        equivalent_rank: n * r, the highest rank that the update can have. A stack of expert matrices counts as one
+            block-diagonal matrix of all of them, here and in what follows.
         rank: numerical rank of dW.
         effective_rank: exp of the entropy of dW's normalised singular values (Roy and Vetterli, 2007); 0 if dW = 0.
         norm: Frobenius norm of dW, scaling included.
-        parameters: r * (d_in + d_out).
+        parameters: numbers in A and B.
+        lora_parameters: what a LoRA of the same equivalent rank needs.
     """
 
     name: str
@@ -34,11 +36,7 @@ class LayerReport:
     effective_rank: float
     norm: float
     parameters: int
-
-    @property
-    def lora_parameters(self) -> int:
-        """What a LoRA of the same equivalent rank needs."""
-        return self.equivalent_rank * (self.d_in + self.d_out)
+    lora_parameters: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,7 @@ def inspect_adapter(path: str | Path) -> AdapterReport:
     tensors = files.load()
     layers = []
     for module in files.modules:
-        s = singular_values(*files.factors(tensors, module), module.scaling)
+        s = singular_values(*_matrices(module, *files.factors(tensors, module)), module.scaling)
         layers.append(
             LayerReport(
                 name=module.name,
@@ -88,15 +86,33 @@ def inspect_adapter(path: str | Path) -> AdapterReport:
                 d_out=module.d_out,
                 n=module.n,
                 r=module.r,
-                equivalent_rank=module.equivalent_rank,
+                equivalent_rank=module.equivalent_rank * module.experts,
                 rank=numerical_rank(s, max(module.d_in, module.d_out), tensors[module.A_key].dtype),
                 effective_rank=effective_rank(s),
                 norm=float(s.square().sum().sqrt()),
                 parameters=module.parameters,
+                lora_parameters=module.lora_parameters,
             )
         )
     other = sum(tensors[key].numel() for key in files.other_keys())
     return AdapterReport(str(files.config.peft_type.value), layers, other)
+
+
+def _matrices(module: ModuleFactors, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (N, r, columns) and B (N, rows, r) with the singular values of dW, whatever the layer.
+
+    The update of a convolution is a matrix of d_out x (d_in * kernel), that of an embedding width x vocabulary, where
+    all minis share the columns. (For minis that span groups of a convolution, the matrix of the same convolution
+    without groups.)
+    """
+    if module.kind == "embedding":
+        return A.flatten(0, 1)[None], torch.block_diag(*B)[None]
+    if module.kind == "parameter" and A.dim() == 4:
+        return A.flatten(0, 1), B.flatten(0, 1)
+    if module.kind == "convolution":
+        spanned = module.r // B.shape[2]  # groups of the base that a mini spans, each with its own share of the ranks
+        return A.flatten(2), torch.stack([torch.block_diag(*mini) for mini in B.unflatten(1, (spanned, -1))])
+    return A, B
 
 
 def singular_values(A: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -21,11 +21,11 @@ class MultiheadAttention(AdaptedLayer):
     query, of key and of value: A is (n, r, d / n), shared by the three as in LoRA, and B is (n, 3 d / n, r), with the
     rows of query, key and value in this order. Each of the three updates is block-diagonal. The output projection has
     an adapter of its own, a Linear. Parameters: r (d + 3 d) + r (d + d). n=1 is peft.tuners.lora.MultiheadAttention
-    (PEFT 0.21).
+    (PEFT 0.21), but for an error of that: it applies the output projection's update twice (pull request 3774 of PEFT).
 
     The layer computes with W + dW in place of W, for the base never calls its projections as modules; that is a copy of
-    both weights in every forward call. Dropout of the adapter's input is therefore not possible, nor are mixed batches;
-    LoRA drops nothing in silence, here a warning says so.
+    both weights in every forward call. Dropout of the adapter's input is therefore not possible (LoRA ignores the setting,
+    here a warning says so), nor are mixed batches.
     """
 
     base_layer: nn.MultiheadAttention

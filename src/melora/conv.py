@@ -1,6 +1,7 @@
 """The adapters of nn.Conv1d, nn.Conv2d and nn.Conv3d."""
 
 import warnings
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from .config import MeloraConfig
 from .errors import MeloraError
 from .shapes import check_shape, diagonal_blocks, divisors
 
-_PRODUCTS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+_PRODUCTS: dict[int, Callable[..., torch.Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
 
 class _ConvNd(AdaptedLayer):
@@ -85,8 +86,7 @@ class _ConvNd(AdaptedLayer):
             x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), "valid"
         u = product(x, A.flatten(0, 1).to(dtype), None, base.stride, padding, base.dilation, n)
         B = B.flatten(0, 1).to(dtype)[(...,) + (None,) * (A.dim() - 3)]
-        output = product(u, B, groups=n * self.spanned_groups(n)) * self.scaling[name]
-        return output
+        return product(u, B, groups=n * self.spanned_groups(n)) * self.scaling[name]
 
     def product(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         self._check_groups(A.shape[0])

@@ -5,19 +5,21 @@ A MELoRA is a LoRA of rank n * r whose factors are block-diagonal. Servers diffe
 to read: the scaling is in B, r = lora_alpha = the tensors' own rank, and all modules have the same, padded by zeros.
 """
 
+import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from .adapter_files import PREFIX, WEIGHTS_FILE, AdapterFiles, read_adapter
+from .adapter_files import PREFIX, WEIGHTS_FILE, AdapterFiles, ModuleFactors, read_adapter
 from .errors import MeloraError
+from .file_modules import OUT_PROJ
+from .lora_layout import lora_tensors
 
 # The values that vLLM accepts for --max-lora-rank.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -42,53 +44,35 @@ class LoraExport:
     warnings: list[str] = field(default_factory=list)
 
 
-def export_lora(adapter: str | Path, output: str | Path) -> LoraExport:
+def export_lora(adapter: str | Path, output: str | Path, groups: Mapping[str, int] | None = None) -> LoraExport:
     """Write a MELoRA adapter as a plain LoRA adapter that stock PEFT loads. Needs no base model.
 
     Args:
         adapter: the MELoRA adapter's folder.
         output: the folder to make; it must not exist.
+        groups: {module: groups of its convolution}, for those that have more than one: LoRA's tensors there depend on
+            it, and the adapter's files do not hold it.
 
     Raises:
-        MeloraError: the adapter is damaged or no MELoRA, or `output` exists. Nothing is written then.
+        MeloraError: the adapter is damaged or no MELoRA, `groups` does not fit it, or `output` exists. Nothing is
+            written then.
     """
     files = read_adapter(adapter)
     if str(files.config.peft_type.value) != "MELORA":
         raise MeloraError(f"{adapter}: is a {files.config.peft_type.value} adapter already; only MELoRA is converted")
-    rank = max(module.equivalent_rank for module in files.modules)
+    groups = {module.name: _groups(module, groups or {}) for module in files.modules}
+    multiple = math.lcm(*groups.values())  # LoRA on a convolution needs a rank that its groups divide
+    rank = math.ceil(max(module.equivalent_rank for module in files.modules) / multiple) * multiple
     tensors = files.load()
     converted = {key: tensors[key].contiguous() for key in files.other_keys()}
     for module in files.modules:
-        A, B = lora_factors(*files.factors(tensors, module), module.scaling, rank)
-        converted[f"{PREFIX}{module.name}.lora_A.weight"] = A
-        converted[f"{PREFIX}{module.name}.lora_B.weight"] = B
+        factors = lora_tensors(module, *files.factors(tensors, module), rank, groups[module.name])
+        converted.update({f"{PREFIX}{module.name}.{key}": tensor for key, tensor in factors.items()})
     with new_folder(output) as folder:
         save_file(converted, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         _lora_config(files, rank).save_pretrained(str(folder))
     bucket = next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
     return LoraExport(Path(output), rank, bucket, len(files.modules), _warnings(files, rank, bucket))
-
-
-def lora_factors(A: torch.Tensor, B: torch.Tensor, scaling: float, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dense LoRA factors with lora_B @ lora_A = scaling * blockdiag(B_i A_i).
-
-    Args:
-        A: (n, r, d_in / n).
-        B: (n, d_out / n, r).
-        scaling: goes into lora_B. Factors of 16 bits become fp32 where theirs would round the product.
-        rank: rows of lora_A and columns of lora_B, at least n * r; those beyond n * r are zero.
-
-    Returns:
-        lora_A (rank, d_in) and lora_B (d_out, rank), contiguous.
-    """
-    scaled = B.to(torch.float64) * scaling
-    dtype = B.dtype
-    if dtype in (torch.float16, torch.bfloat16) and not torch.equal(scaled.to(dtype).to(torch.float64), scaled):
-        dtype = torch.float32
-    missing = rank - A.shape[0] * A.shape[1]
-    lora_A = torch.nn.functional.pad(torch.block_diag(*A), (0, 0, 0, missing)).to(dtype)
-    lora_B = torch.nn.functional.pad(torch.block_diag(*scaled), (0, missing)).to(dtype)
-    return lora_A.contiguous(), lora_B.contiguous()
 
 
 @contextmanager
@@ -124,6 +108,7 @@ def _lora_config(files: AdapterFiles, rank: int) -> LoraConfig:
         modules_to_save=source.modules_to_save,
         bias="lora_only" if source.bias == "melora_only" else source.bias,
         trainable_token_indices=source.trainable_token_indices,
+        target_parameters=source.target_parameters,
         base_model_name_or_path=source.base_model_name_or_path,
         revision=source.revision,
         task_type=source.task_type,
@@ -133,12 +118,21 @@ def _lora_config(files: AdapterFiles, rank: int) -> LoraConfig:
     return config
 
 
+def _groups(module: ModuleFactors, groups: Mapping[str, int]) -> int:
+    """Groups of the base layer, as far as they are known: a mini that spans several tells them by itself."""
+    spanned = module.r // module.B_shape[2] if module.kind == "convolution" else 1
+    return groups.get(module.name, module.n * spanned if spanned > 1 else 1)
+
+
 def _target_modules(files: AdapterFiles) -> list[str]:
     """The config's own short names where they alone chose the modules, else the modules' full names."""
     source = files.config
+    if source.target_parameters and all(module.kind == "parameter" for module in files.modules):
+        return []
     selected = source.exclude_modules or source.layers_to_transform is not None
     if isinstance(source.target_modules, str) or selected or not source.target_modules:
-        return [module.name for module in files.modules]
+        # A MultiheadAttention brings its output projection with it; parameters are named in target_parameters.
+        return [m.name for m in files.modules if m.kind != "parameter" and not m.name.endswith(OUT_PROJ)]
     return sorted(source.target_modules)
 
 
@@ -152,6 +146,11 @@ def _warnings(files: AdapterFiles, rank: int, bucket: int | None) -> list[str]:
     if config.modules_to_save:
         found.append(
             f"modules_to_save ({', '.join(sorted(config.modules_to_save))}) is rejected by vLLM; PEFT loads it"
+        )
+    if any(module.kind == "attention" for module in files.modules):
+        found.append(
+            "PEFT up to 0.21 applies LoRA's update of an nn.MultiheadAttention's output projection twice (its pull "
+            "request 3774): use a PEFT with that fixed, or merge instead"
         )
     if config.bias != "none":
         found.append(f"bias={config.bias} is rejected by vLLM; PEFT loads it")

@@ -35,16 +35,18 @@ def load_adapter(base_model: nn.Module, path: str | Path, **kwargs: Any) -> Peft
     modules = dict(base_model.named_modules())
     made_for = files.config.base_model_name_or_path or "a base model that it does not name"
     for module in files.modules:
-        base = modules.get(module.name)
+        base = modules.get(module.base_name)
         if base is None:
             raise MeloraError(
-                f"{path}: adapts {module.name}, which {type(base_model).__name__} does not have; the adapter was made "
-                f"for {made_for}: load that model"
+                f"{path}: adapts {module.base_name}, which {type(base_model).__name__} does not have; the adapter was "
+                f"made for {made_for}: load that model"
             )
+        if module.kind == "parameter":
+            continue  # sizes are the parameter's, and checked with the tensors' shapes
         d_in, d_out = _get_in_out_features(base)
         if (d_in, d_out) != (module.d_in, module.d_out):
             raise MeloraError(
-                f"{path}: {module.name} is {module.d_out} x {module.d_in} in the adapter and {d_out} x {d_in} in "
+                f"{path}: {module.base_name} is {module.d_out} x {module.d_in} in the adapter and {d_out} x {d_in} in "
                 f"{type(base_model).__name__}; the adapter was made for {made_for}: load that model"
             )
     own = {PREFIX + name for name in base_model.state_dict()}

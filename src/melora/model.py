@@ -1,7 +1,8 @@
 """MeloraModel: finds the targets, replaces them by MeloraLayers, and routes mixed batches."""
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -19,6 +20,7 @@ from .drift import reported_drift
 from .errors import MeloraError
 from .layer import MeloraLayer
 from .loading import check_state_dict
+from .merge_all import merge_all
 from .mixed_batch import route_by_name
 from .parameters import ParamWrapper
 from .targets import check_targets, module_settings
@@ -109,19 +111,24 @@ class MeloraModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """BaseTuner's; refused before a layer is touched where one can't be merged, and with the drift in a warning."""
+        """BaseTuner's, but for every layer or for none, and with the drift of quantised layers in a warning."""
+        self._check_merge_allowed()
         with reported_drift(self.model):
-            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+            merge_all(self.model, adapter_names, safe_merge)
 
-    def _unload_and_optionally_merge(
+    def _unload_and_optionally_merge(  # type: ignore[override]  # PEFT 0.21 says that it returns None
         self,
         merge: bool = True,
         progressbar: bool = False,
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        unload: Any = super()._unload_and_optionally_merge  # PEFT 0.21 says that it returns None
-        with reported_drift(self.model) if merge else nullcontext():
+        if merge:
+            with reported_drift(self.model):
+                merge_all(self.model, adapter_names, safe_merge)
+        unload: Any = super()._unload_and_optionally_merge
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All adapters are already merged")
             return cast(nn.Module, unload(merge, progressbar, safe_merge, adapter_names))
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

@@ -1,0 +1,94 @@
+"""The tensors of a plain LoRA that does exactly what a MELoRA does, laid out as PEFT's LoRA has them (0.21)."""
+
+import torch
+import torch.nn.functional as F
+
+from .errors import MeloraError
+from .file_modules import ModuleFactors
+
+
+def lora_factors(A: torch.Tensor, B: torch.Tensor, scaling: float, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense LoRA factors with lora_B @ lora_A = scaling * blockdiag(B_i A_i).
+
+    Args:
+        A: (n, r, d_in / n).
+        B: (n, d_out / n, r).
+        scaling: goes into lora_B. Factors of 16 bits become fp32 where theirs would round the product.
+        rank: rows of lora_A and columns of lora_B, at least n * r; those beyond n * r are zero.
+
+    Returns:
+        lora_A (rank, d_in) and lora_B (d_out, rank), contiguous.
+    """
+    scaled, dtype = _scaled(B, scaling)
+    missing = rank - A.shape[0] * A.shape[1]
+    lora_A = F.pad(torch.block_diag(*A), (0, 0, 0, missing)).to(dtype)
+    lora_B = F.pad(torch.block_diag(*scaled), (0, missing)).to(dtype)
+    return lora_A.contiguous(), lora_B.contiguous()
+
+
+def lora_tensors(
+    module: ModuleFactors, A: torch.Tensor, B: torch.Tensor, rank: int, groups: int = 1
+) -> dict[str, torch.Tensor]:
+    """The LoRA tensors of one module, by the end of their names.
+
+    Args:
+        module: says what layer it is.
+        A, B: its factors as the file has them.
+        rank: of the LoRA: at least n * r, and divisible by `groups`.
+        groups: of the base, where it is a convolution.
+
+    Raises:
+        MeloraError: `groups` can't be the base's.
+    """
+    names = ("lora_A.weight", "lora_B.weight")
+    if module.kind == "convolution":
+        pair = _convolution(module, A, B, rank, groups)
+    elif module.kind == "embedding":
+        names = ("lora_embedding_A", "lora_embedding_B")
+        scaled, dtype = _scaled(B, module.scaling)
+        missing = rank - module.equivalent_rank
+        pair = F.pad(A.flatten(0, 1), (0, 0, 0, missing)).to(dtype), F.pad(torch.block_diag(*scaled), (0, missing))
+        pair = pair[0], pair[1].to(dtype)
+    elif module.kind == "parameter" and A.dim() == 4:
+        experts = [lora_factors(A[:, e], B[:, e], module.scaling, rank) for e in range(module.experts)]
+        # LoRA's own order: lora_A has an expert's ranks as neighbouring rows, lora_B a rank's experts as columns.
+        pair = torch.cat([a for a, _ in experts]), torch.stack([b for _, b in experts], dim=2).flatten(1)
+    else:
+        pair = lora_factors(A, B, module.scaling, rank)
+        if (
+            module.kind == "attention"
+        ):  # a mini's rows are query's, key's and value's; the base's are all of query's, ...
+            pair = pair[0], pair[1].unflatten(0, (module.n, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return {name: tensor.contiguous() for name, tensor in zip(names, pair, strict=True)}
+
+
+def _convolution(
+    module: ModuleFactors, A: torch.Tensor, B: torch.Tensor, rank: int, groups: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """lora_A (rank, d_in, *kernel), over all channels, and lora_B (d_out, rank / groups, 1, ...), one per group."""
+    n, r = module.n, module.r
+    spanned = r // B.shape[2]
+    if groups != n * spanned if spanned > 1 else n % groups:
+        raise MeloraError(
+            f"{module.name}: groups={groups} can't be the convolution's: n={n} and the adapter's shapes fit "
+            f"{n * spanned if spanned > 1 else f'a divisor of {n}'}; pass what the base layer has"
+        )
+    scaled, dtype = _scaled(B, module.scaling)
+    rows = torch.block_diag(*A.flatten(2))
+    missing = (rank - n * r) // groups  # every group of ranks is padded at its own end
+    lora_A = F.pad(rows.unflatten(0, (groups, -1)), (0, 0, 0, missing)).flatten(0, 1)
+    if spanned > 1:
+        columns = scaled.flatten(0, 1)
+    else:
+        columns = torch.cat([torch.block_diag(*group) for group in scaled.unflatten(0, (groups, -1))])
+    lora_B = F.pad(columns, (0, missing)).to(dtype)
+    ones = (1,) * (A.dim() - 3)
+    return lora_A.to(dtype).unflatten(1, (-1, *A.shape[3:])), lora_B.unflatten(1, (-1, *ones))
+
+
+def _scaled(B: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.dtype]:
+    """scaling * B in fp64, and the dtype to write it in: B's own if 16 bits hold it exactly, else fp32 for those."""
+    scaled = B.to(torch.float64) * scaling
+    if B.dtype in (torch.float16, torch.bfloat16) and not torch.equal(scaled.to(B.dtype).to(torch.float64), scaled):
+        return scaled, torch.float32
+    return scaled, B.dtype
