@@ -24,8 +24,8 @@ class MultiheadAttention(AdaptedLayer):
     (PEFT 0.21), but for an error of that: it applies the output projection's update twice (pull request 3774 of PEFT).
 
     The layer computes with W + dW in place of W, for the base never calls its projections as modules; that is a copy of
-    both weights in every forward call. Dropout of the adapter's input is therefore not possible (LoRA ignores the setting,
-    here a warning says so), nor are mixed batches.
+    both weights in every forward call. Dropout of the adapter's input is therefore not possible (LoRA ignores the
+    setting, here a warning says so), nor are mixed batches.
     """
 
     base_layer: nn.MultiheadAttention

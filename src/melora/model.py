@@ -18,6 +18,7 @@ from .config import MeloraConfig
 from .dispatch import layer_class
 from .drift import reported_drift
 from .errors import MeloraError
+from .fast_path import close_fast_path, open_fast_path
 from .layer import MeloraLayer
 from .loading import check_state_dict
 from .merge_all import merge_all
@@ -56,6 +57,7 @@ class MeloraModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             state_dict=state_dict,
         )
+        close_fast_path(model)
 
     def _prepare_adapter_config(self, peft_config: MeloraConfig, model_config: dict[str, Any]) -> MeloraConfig:
         """LoRA's default targets for the architecture, unless target_parameters alone say what to adapt."""
@@ -129,7 +131,9 @@ class MeloraModel(BaseTuner):
         unload: Any = super()._unload_and_optionally_merge
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "All adapters are already merged")
-            return cast(nn.Module, unload(merge, progressbar, safe_merge, adapter_names))
+            model = cast(nn.Module, unload(merge, progressbar, safe_merge, adapter_names))
+        open_fast_path(model)
+        return model
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(new_module, BaseTunerLayer):
@@ -195,7 +199,8 @@ class MeloraModel(BaseTuner):
         """PEFT's, without the biases inside modules_to_save: those are saved with their modules, and PEFT 0.21 would
         write them a second time under a name that nothing loads."""
         biases: dict[str, torch.Tensor] = super()._get_learnable_bias_state_dict(model, state_dict, config)
-        whole = tuple(f"{n}." for n, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper))
+        names = [name for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        whole = tuple(f"{name.replace('_fsdp_wrapped_module.', '')}." for name in names)  # as FSDP's state dict has it
         return {name: bias for name, bias in biases.items() if not (whole and name.startswith(whole))}
 
     @classmethod
