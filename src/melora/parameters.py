@@ -75,6 +75,14 @@ class ParamWrapper(AdaptedLayer):
     def get_base_weight(self) -> torch.Tensor:
         return cast(torch.Tensor, getattr(self.get_base_layer(), self.parameter_name)).data
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """PEFT's, by the parameter: the module that holds it need not have a `weight`."""
+        weight = self.get_base_weight()
+        for name in self.adapter_layer_names:
+            factor = getattr(self, name)[adapter_name]
+            if factor.weight.device.type != "meta":
+                factor.to(device or weight.device, weight.dtype)
+
     def set_base_weight(self, weight_data: torch.Tensor) -> None:
         getattr(self.get_base_layer(), self.parameter_name).data = weight_data
 
