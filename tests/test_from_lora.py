@@ -197,3 +197,15 @@ def test_a_melora_is_not_imported(make_mlp: Callable[..., nn.Module], tmp_path: 
     get_peft_model(make_mlp(), MeloraConfig(n=2, target_modules=["first"])).save_pretrained(tmp_path / "melora")
     with pytest.raises(MeloraError, match="is a MELORA adapter already"):
         import_lora(tmp_path / "melora", tmp_path / "out", n=2)
+
+
+def test_an_attentions_lora_is_not_imported(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2)
+
+    config = LoraConfig(r=2, target_modules=["attention"], init_lora_weights=False)
+    get_peft_model(Model(), config).save_pretrained(tmp_path / "lora")
+    with pytest.raises(MeloraError, match=r"attention is an nn\.MultiheadAttention; only linear layers are imported"):
+        import_lora(tmp_path / "lora", tmp_path / "melora", n=2)

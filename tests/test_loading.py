@@ -10,6 +10,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from melora import MeloraConfig, MeloraError, load_adapter
+from melora.adapter_files import read_adapter
 
 KEY = "base_model.model.first.melora_A.weight"
 
@@ -108,3 +109,8 @@ def test_a_tensor_that_the_base_has_no_place_for(bert_folder: Path) -> None:
     edit(bert_folder, lambda t: t.update({"base_model.model.extra.weight": torch.ones(1)}))
     with pytest.raises(MeloraError, match=r"tensor base_model\.model\.extra\.weight has no place in Bert"):
         load_adapter(bert(), bert_folder)
+
+
+def test_a_classifiers_adapter_loads_though_peft_lists_heads_that_it_has_not(bert_folder: Path) -> None:
+    assert read_adapter(bert_folder).config.modules_to_save == ["classifier", "score"]
+    load_adapter(bert(), bert_folder)

@@ -110,7 +110,8 @@ class MeloraConfig(PeftConfig):
         if isinstance(self.r, list) or isinstance(self.lora_alpha, list):
             raise MeloraError(
                 f"r={self.r!r}, lora_alpha={self.lora_alpha!r}: a list, one value per mini, is the format of the "
-                "authors' reference code, which melora does not read; train again with whole numbers r and n"
+                "authors' reference code; melora.reference_files.convert_reference(FOLDER, NEW_FOLDER) rewrites such "
+                "an adapter, and a new config takes whole numbers r and n"
             )
         positive_int("r", self.r)
         positive_int("n", self.n)

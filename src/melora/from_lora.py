@@ -16,6 +16,7 @@ from .adapter_files import PREFIX, WEIGHTS_FILE, AdapterFiles, ModuleFactors, re
 from .config import MeloraConfig, positive_int
 from .conversion import new_folder
 from .errors import MeloraError
+from .file_modules import OUT_PROJ
 from .shapes import divisors
 
 MIN_ENERGY = 0.9
@@ -80,6 +81,7 @@ def import_lora(
     files = read_adapter(adapter)
     if not isinstance(files.config, LoraConfig):
         raise MeloraError(f"{adapter}: is a MELORA adapter already; only LoRA is imported")
+    _check_linear(files)
     _check_n(files, n)
     rank = max(module.r for module in files.modules)
     r = max(1, rank // n) if r is None else positive_int("r", r)
@@ -145,6 +147,16 @@ def _energy(tensors: dict[str, torch.Tensor], module: ModuleFactors) -> float:
 def _share(layers: list[ImportedLayer]) -> float:
     energy = sum(layer.energy for layer in layers)
     return sum(layer.kept for layer in layers) / energy if energy else 1.0
+
+
+def _check_linear(files: AdapterFiles) -> None:
+    """read_adapter takes LoRAs of linear layers, and of nn.MultiheadAttention, whose tensors look like those."""
+    for module in files.modules:
+        if module.name.endswith(OUT_PROJ):
+            raise MeloraError(
+                f"{files.path}: {module.base_name.rpartition('.')[0]} is an nn.MultiheadAttention; only linear layers "
+                "are imported: train a MELoRA of it anew"
+            )
 
 
 def _check_n(files: AdapterFiles, n: int) -> None:

@@ -54,7 +54,9 @@ def load_adapter(base_model: nn.Module, path: str | Path, **kwargs: Any) -> Peft
         if key.replace(".base_layer.", ".") not in own:  # a trained bias bears the adapted layer's path
             raise MeloraError(f"{path}: tensor {key} has no place in {type(base_model).__name__}; load {made_for}")
     for name in files.config.modules_to_save or []:
-        if not any(f".{name}." in key for key in files.other_keys()):
+        there = any(module == name or module.endswith(f".{name}") for module in modules)
+        # PEFT lists the usual names of heads ("classifier", "score"), of which a model has one.
+        if there and not any(f".{name}." in key for key in files.other_keys()):
             raise MeloraError(f"{path}: modules_to_save names {name}, but the file has no tensor of it; save it again")
     return PeftModel.from_pretrained(base_model, str(path), **kwargs)
 
