@@ -5,13 +5,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from .adapted import AdaptedLayer
 from .config import MeloraConfig
 from .errors import MeloraError
 from .linear import Linear
 from .shapes import check_shape, diagonal_blocks
+from .substitute import call_with
 
 
 class MultiheadAttention(AdaptedLayer):
@@ -88,7 +88,7 @@ class MultiheadAttention(AdaptedLayer):
         out_active = [name for name in out_proj.active_adapters if name in out_proj.scaling]
         if out_active and not out_proj.merged_adapters and not out_proj.disable_adapters:
             weights["out_proj.base_layer.weight"] = out_proj.updated_weight(out_active)
-        return functional_call(self.base_layer, weights, (x, *args), kwargs)
+        return call_with(self.base_layer, weights, (x, *args), kwargs)
 
     def mixed_forward(self, x: torch.Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         raise MeloraError(

@@ -4,12 +4,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from .adapted import AdaptedLayer
 from .config import MeloraConfig
 from .errors import MeloraError
 from .shapes import check_shape, diagonal_blocks
+from .substitute import call_with
 
 
 class ParamWrapper(AdaptedLayer):
@@ -56,7 +56,7 @@ class ParamWrapper(AdaptedLayer):
         inner, path = self.base_layer, self.parameter_name
         while isinstance(inner, ParamWrapper):
             inner, path = inner.base_layer, f"base_layer.{path}"
-        return functional_call(self.base_layer, {path: self.updated_weight(active)}, (x, *args), kwargs)
+        return call_with(self.base_layer, {path: self.updated_weight(active)}, (x, *args), kwargs)
 
     def mixed_forward(self, x: torch.Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         raise MeloraError(
