@@ -34,6 +34,7 @@ def one_process() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore:When using ``NO_SHARD``")
 @pytest.mark.parametrize(
     "targets", [{"target_modules": ["mha"]}, {"target_modules": [], "target_parameters": ["last.weight"]}]
 )
