@@ -22,8 +22,8 @@ class Embedding(AdaptedLayer):
     parameters count, train few rows (trainable_token_indices), or use n=1 here by n_pattern.
 
     The table is V x d, so dW is concat_i((B_i A_i)^T), of rank up to n * r. As in LoRA: A starts at zero and B normal,
-    dropout is not used, and padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse and embed_scale are those of
-    the base.
+    dropout is not used, and padding_idx, max_norm, norm_type, scale_grad_by_freq and embed_scale are those of the base.
+    Unlike LoRA, whose backward pass fails there, a base with sparse=True gives A a dense gradient.
     """
 
     adapter_layer_names = ("melora_embedding_A", "melora_embedding_B")
@@ -59,7 +59,6 @@ class Embedding(AdaptedLayer):
             max_norm=base.max_norm,
             norm_type=base.norm_type,
             scale_grad_by_freq=base.scale_grad_by_freq,
-            sparse=base.sparse,
         )
         n, block_out, _ = B.shape
         minis = torch.bmm(u.reshape(-1, n, B.shape[2]).transpose(0, 1), B.transpose(1, 2))

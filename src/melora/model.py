@@ -25,6 +25,7 @@ from .merge_all import merge_all
 from .mixed_batch import route_by_name
 from .parameters import ParamWrapper
 from .targets import check_targets, module_settings
+from .tied import untied
 from .weighted import Combination, CombinationType, add_weighted_adapter
 
 
@@ -115,7 +116,7 @@ class MeloraModel(BaseTuner):
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """BaseTuner's, but for every layer or for none, and with the drift of quantised layers in a warning."""
         self._check_merge_allowed()
-        with reported_drift(self.model):
+        with reported_drift(self.model), untied(self.model, adapter_names):
             merge_all(self.model, adapter_names, safe_merge)
 
     def _unload_and_optionally_merge(  # type: ignore[override]  # PEFT 0.21 says that it returns None
@@ -126,7 +127,7 @@ class MeloraModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
         if merge:
-            with reported_drift(self.model):
+            with reported_drift(self.model), untied(self.model, adapter_names):
                 merge_all(self.model, adapter_names, safe_merge)
         unload: Any = super()._unload_and_optionally_merge
         with warnings.catch_warnings():
