@@ -14,7 +14,6 @@ from peft.utils.other import ModulesToSaveWrapper, _freeze_adapter
 from .config import MeloraConfig, positive_int
 from .errors import MeloraError
 from .layer import MeloraLayer
-from .shapes import check_shape
 
 CombinationType = Literal[
     "svd",
@@ -99,7 +98,9 @@ def add_weighted_adapter(model: BaseTuner, name: str, combination: Combination) 
         if isinstance(module, MeloraLayer) and module.scaling.keys() & set(combination.adapters)
     }
     factors = {key: combine(key, layer, combination) for key, layer in layers.items()}
-    model.peft_config[name] = _config([model.peft_config[adapter] for adapter in combination.adapters], factors)
+    # What lies inside another adapted layer (attention's output projection) takes its settings from that layer.
+    outer = {key: value for key, value in factors.items() if not any(key.startswith(f"{other}.") for other in factors)}
+    model.peft_config[name] = _config([model.peft_config[adapter] for adapter in combination.adapters], outer)
     try:
         model.inject_adapter(model.model, name)
     except BaseException:
@@ -115,6 +116,11 @@ def _check_adapters(model: BaseTuner, adapters: Sequence[str]) -> None:
     for adapter in adapters:
         if adapter not in model.peft_config:
             raise MeloraError(f"Adapter {adapter} does not exist; loaded: {', '.join(model.peft_config)}")
+        if model.peft_config[adapter].target_parameters:
+            raise MeloraError(
+                f"add_weighted_adapter does not support targeting nn.Parameter (problematic adapter '{adapter}'), for "
+                "LoRA neither; merge the adapters into the weights one after another instead"
+            )
     for key, module in model.model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
             copies = [adapter for adapter in adapters if adapter in module.modules_to_save]
@@ -152,17 +158,19 @@ def combine(module: str, layer: MeloraLayer, combination: Combination) -> tuple[
         )
     if combination.kind == "cat":
         rank = sum(layer.r[adapter] for adapter in here)
-        largest = max(layer.in_features, layer.out_features)
-        if rank > largest:
+        A, B = layer.factors(next(iter(here)))
+        try:
+            layer.check(module, n, rank)
+        except MeloraError:
             raise MeloraError(
-                f"{module}: cat would give r={rank}, more than the layer's {largest}; use combination_type svd with "
-                f"svd_rank={min(layer.in_features, layer.out_features) // n}, which is exact here"
-            )
+                f"{module}: cat would give r={rank}, more than the layer takes; use combination_type svd with "
+                f"svd_rank={min(math.prod(A.shape[2:]), B.shape[1])}, which is exact here"
+            ) from None
         return _cat(layer, here)
     if combination.kind in _ON_FACTORS:
         return _mix_factors(layer, here, combination)
     rank = combination.svd_rank or max(layer.r[adapter] for adapter in here)
-    check_shape(module, layer.in_features, layer.out_features, n, rank)
+    layer.check(module, n, rank)
     update = combination.mix([layer.delta_blocks(adapter).flatten(2) for adapter in here], list(here.values()))
     return _svd(update, rank, combination)
 
@@ -173,9 +181,14 @@ def _common(values: set[int]) -> int | None:
 
 def _cat(layer: MeloraLayer, weights: dict[str, float]) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranks side by side inside each block: exact. Weight and scaling go into A."""
-    A = [layer.factors(adapter)[0] * (weight * layer.scaling[adapter]) for adapter, weight in weights.items()]
-    B = [layer.factors(adapter)[1] for adapter in weights]
-    return torch.cat(A, dim=1), torch.cat(B, dim=2)
+    A, B = [], []
+    for adapter, weight in weights.items():
+        A_of, B_of = layer.factors(adapter)
+        # A convolution's mini may span q groups of its base: a q-th of its ranks belongs to each, in A's order.
+        spanned = A_of.shape[1] // B_of.shape[2]
+        A.append(A_of.unflatten(1, (spanned, -1)) * (weight * layer.scaling[adapter]))
+        B.append(B_of)
+    return torch.cat(A, dim=2).flatten(1, 2), torch.cat(B, dim=2)
 
 
 def _mix_factors(
