@@ -72,12 +72,12 @@ def demo(console: Console, runs: Path, overrides: Sequence[str], *, lora: bool) 
     )
     if difference > TOLERANCE:
         raise DemoError(f"the exported LoRA's outputs differ by up to {difference:.2g}, allowed is {TOLERANCE:g}")
-    console.print(
-        f"The exported LoRA in stock PEFT, where melora can't be imported: outputs differ by at most {difference:.1e}."
+    say(
+        console, f"The exported LoRA in stock PEFT, where melora can't be imported: outputs differ by {difference:.1e}."
     )
     if scores[0].pearson < FLOOR:
         print(f"warning: Pearson's r is below {FLOOR}, which this recipe is to reach", file=sys.stderr)
-    console.print(f"Next: melora inspect {run}; {run / 'adapter' / 'README.md'} says how to load the adapter.")
+    say(console, f"Next: melora inspect {run}; {run / 'adapter' / 'README.md'} says how to load the adapter.")
     return 0
 
 
@@ -85,7 +85,7 @@ def train(console: Console, recipe: str, runs: Path, overrides: Sequence[str]) -
     """Train recipes/<recipe>.yaml into runs/<recipe>, in place of an earlier run, and return that folder."""
     run = runs / recipe
     if run.exists():
-        console.print(f"{run} is there from an earlier demo and will be replaced.")
+        say(console, f"{run} is there from an earlier demo and will be replaced.")
     call(console, melora("train", f"recipes/{recipe}.yaml", f"output={run}", *overrides, "--overwrite"))
     return run
 
@@ -104,6 +104,11 @@ def compare_export(console: Console, run: Path, data: Path) -> float:
     return float(difference.abs().max() / deviation)
 
 
+def say(console: Console, text: str, style: str = "") -> None:
+    """One line, never wrapped, so that it can be copied or searched for."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
+
+
 def melora(*words: str) -> list[str]:
     """The installed command, in this Python's own environment."""
     return [str(Path(sys.executable).with_name("melora")), *words]
@@ -112,7 +117,7 @@ def melora(*words: str) -> list[str]:
 def call(console: Console, command: list[str]) -> None:
     """Show a command, run it with its output where the user sees it, and stop the demo if it fails."""
     shown = shlex.join([Path(command[0]).name, *command[1:]])
-    console.print(f"\n$ {shown}", style="bold", markup=False, soft_wrap=True)
+    say(console, f"\n$ {shown}", "bold")
     code = subprocess.run(command).returncode
     if code:
         raise DemoError(f"`{shown}` ended with code {code}")
