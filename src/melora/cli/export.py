@@ -10,7 +10,6 @@ from rich.console import Console
 from ..conversion import export_lora, new_folder
 from ..errors import MeloraError
 from ..training.folder import ADAPTER, RECIPE
-from ..training.merged import export_merged
 from ..training.saved import TASK
 
 # What a tokenizer's save_pretrained writes, of any kind.
@@ -35,6 +34,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.allow_quantized and args.to != "merged":
         raise MeloraError("--allow-quantized: is for --to merged; an export to lora does not touch the base model")
     if args.to == "merged":
+        from ..training.merged import export_merged  # all of transformers, which an export to LoRA does not need
+
         merged = export_merged(source, output, allow_quantized=args.allow_quantized)
         console.print(f"merged model  {merged.path}", markup=False)
         console.print(

@@ -20,9 +20,9 @@ def plot_curves(history: list[dict[str, Any]], task: Task, title: str, best_epoc
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
     FigureCanvasAgg(figure)
     loss_axes, score_axes = figure.subplots(1, 2)
     train = [(event["epoch"], event["loss"]) for event in history if "loss" in event]
@@ -33,29 +33,29 @@ def plot_curves(history: list[dict[str, Any]], task: Task, title: str, best_epoc
         loss_axes.plot(*zip(*train, strict=True), color=_TRAIN, linewidth=1.2, label="training")
     if validation:
         loss_axes.plot(*zip(*validation, strict=True), color=_VALIDATION, marker="o", label="validation")
-        score_axes.plot(*zip(*scores, strict=True), color=_VALIDATION, marker="o", label="validation")
+        score_axes.plot(*zip(*scores, strict=True), color=_VALIDATION, marker="o")
         best = min(scores, key=lambda point: abs(point[0] - best_epoch))
+        last = best[0] > 0.7 * scores[-1][0]
         score_axes.annotate(
             f"kept: {best[1]:.4f}",
             best,
-            xytext=(0, -14),
+            xytext=(4 if last else -4, -10),
             textcoords="offset points",
-            ha="center",
+            ha="right" if last else "left",
             va="top",
             color=_VALIDATION,
         )
-        score_axes.margins(y=0.35)
+        score_axes.margins(y=0.25)
+    if loss_axes.lines:
+        loss_axes.legend(frameon=False)
     loss_axes.set_ylabel(f"loss ({task.loss_unit})")
-    score_axes.set_ylabel(task.primary)
+    score_axes.set_ylabel(f"{task.primary} on the validation rows")
     loss_axes.set_ylim(bottom=0)
     for axes in (loss_axes, score_axes):
         axes.set_xlabel("epoch")
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=2))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.lines:
-            axes.legend(frameon=False)
     figure.suptitle(title, fontsize=11)
     temporary = path.with_name(f".{path.name}.png")
     figure.savefig(temporary, dpi=150)

@@ -45,6 +45,7 @@ class ProgressDisplay(TrainerCallback):
         self.console = console
         self.metrics = metrics
         self.bar: Progress | None = None
+        self.closed = False
         self.rows = 0.0  # rows a step
         self.start = self.window = time.monotonic()
         self.first_step = self.window_step = 0
@@ -84,7 +85,7 @@ class ProgressDisplay(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        logs = logs or {}
+        logs = {} if self.closed else logs or {}
         if "loss" in logs:
             self._show_loss(state, logs)
         elif "eval_loss" in logs:
@@ -107,7 +108,8 @@ class ProgressDisplay(TrainerCallback):
         )
 
     def close(self) -> None:
-        """Take the bar off the terminal, also after a failure."""
+        """Take the bar off the terminal, also after a failure, and show no more: training is over."""
+        self.closed = True
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
