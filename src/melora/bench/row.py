@@ -1,7 +1,6 @@
 """Row: one line of a result file, complete enough to be read years later without its run."""
 
 import datetime
-import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -10,25 +9,45 @@ from pathlib import Path
 
 import torch
 
+from ..training.environment import describe_machine
+
 _PROJECT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
-class Row:
-    """Where and when (machine to threads), what (suite to parameters), how often, and what came out.
-
-    Times in milliseconds per call, ratios to the frozen base (see timing.Timing), saved_bytes as in memory.saved_bytes.
-    """
+class Environment:
+    """When and where a run was made: the part of its rows that is the same in all."""
 
     date: str
     commit: str
     machine: str
-    cores: int
     python: str
     torch: str
     peft: str
     melora: str
     threads: int
+
+    @classmethod
+    def here(cls) -> "Environment":
+        return cls(
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            commit=_commit(),
+            machine=describe_machine(),
+            python=platform.python_version(),
+            torch=version("torch"),
+            peft=version("peft"),
+            melora=version("melora"),
+            threads=torch.get_num_threads(),
+        )
+
+
+@dataclass(frozen=True)
+class Row(Environment):
+    """What was measured (suite to parameters), how often, and what came out.
+
+    Times in milliseconds per call, ratios to the frozen base (see timing.Timing), saved_bytes as in memory.saved_bytes.
+    """
+
     suite: str
     d_in: int
     d_out: int
@@ -51,47 +70,12 @@ class Row:
     saved_bytes: int
 
 
-@dataclass(frozen=True)
-class Environment:
-    """The part of a row that is the same in a whole run; field names as in Row."""
-
-    date: str
-    commit: str
-    machine: str
-    cores: int
-    python: str
-    torch: str
-    peft: str
-    melora: str
-    threads: int
-
-    @classmethod
-    def here(cls) -> "Environment":
-        return cls(
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            commit=_commit(),
-            machine=_processor(),
-            cores=os.cpu_count() or 0,
-            python=platform.python_version(),
-            torch=version("torch"),
-            peft=version("peft"),
-            melora=version("melora"),
-            threads=torch.get_num_threads(),
-        )
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def _commit() -> str:
-    """The checkout's commit, with "-dirty" where files differ from it; "" for an installed package."""
+    """The checkout's commit, with "-dirty" where files differ from it; "" for an installed package or without git."""
     if not (_PROJECT / ".git").exists():
         return ""
     command = ["git", "-C", str(_PROJECT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
