@@ -227,3 +227,15 @@ def test_cut_rows_are_reported(
 def test_more_tokens_than_the_model_takes(make_recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(MeloraError, match=r"data.max_length: 64 is more than the 32 tokens that model .* takes"):
         train(make_recipe(data={"max_length": 64}))
+
+
+@pytest.mark.parametrize(("file", "told"), [("config.json", "no usable"), ("model.safetensors", "can't be loaded as")])
+def test_a_damaged_base_model(
+    make_recipe: Callable[..., Recipe], tiny_model: Path, tmp_path: Path, file: str, told: str
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    (model / file).write_text("{}")
+    with pytest.raises(MeloraError, match=told) as caught:
+        train(make_recipe(model={"name_or_path": str(model)}))
+    assert "\n" not in str(caught.value)
+    assert str(model) in str(caught.value)

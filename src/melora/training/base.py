@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from ..errors import MeloraError
 from .recipe import ModelSpec
@@ -44,6 +45,20 @@ def load_tokenizer(source: ModelSource) -> Any:
         raise MeloraError(f"model {source.name}: no usable tokenizer: {one_line(error)}") from None
 
 
+def longest_input(source: ModelSource, tokenizer: Any) -> int:
+    """How many tokens the base model takes.
+
+    Raises:
+        MeloraError: its config can't be read.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(source.path, **source.options)
+    except (OSError, ValueError) as error:
+        raise MeloraError(f"model {source.name}: no usable config.json: {one_line(error)[:300]}") from None
+    limit = int(tokenizer.model_max_length)
+    return min(limit, getattr(config, "max_position_embeddings", None) or limit)
+
+
 def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool = False) -> Base:
     """Load the base model with the task's head; torch's random state decides a new head's weights.
 
@@ -67,7 +82,7 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
             **source.options,
             **placed,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise MeloraError(
             f"model {source.name}: can't be loaded as {task.auto_class}: {one_line(error)[:300]}"
         ) from None

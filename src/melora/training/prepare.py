@@ -10,7 +10,7 @@ from peft import PeftModel
 from ..errors import MeloraError
 from .adapter import adapter_config, attach
 from .arguments import check_training
-from .base import fingerprint, load_base, load_tokenizer
+from .base import fingerprint, load_base, load_tokenizer, longest_input
 from .data import Split, read_splits
 from .recipe import Recipe
 from .source import ModelSource, find_model
@@ -81,9 +81,7 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
 
 
 def _check_length(recipe: Recipe, source: ModelSource, tokenizer: Any) -> None:
-    config = transformers.AutoConfig.from_pretrained(source.path, **source.options)
-    positions = getattr(config, "max_position_embeddings", None)
-    longest = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    longest = longest_input(source, tokenizer)
     if recipe.data.max_length > longest:
         raise MeloraError(
             f"data.max_length: {recipe.data.max_length} is more than the {longest} tokens that model "
