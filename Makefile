@@ -8,6 +8,9 @@ OLDEST_PEFT := 0.21.0
 OLDEST_PEFT_DIR := $(VENV)/peft-$(OLDEST_PEFT)
 # Two workers with one thread each beat one worker with two threads, and sums come out the same on every machine.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Trainers that pin older versions of melora's dependencies: unpacked without theirs, and with what their plugin modules import.
+TRAINERS := axolotl==0.19.0 llamafactory==0.9.5 addict==2.4.0 omegaconf==2.4.0 antlr4-python3-runtime==4.13.2
+TRAINERS_DIR := $(VENV)/trainers
 PYTEST_ARGS ?=
 lora ?= false
 
@@ -15,7 +18,7 @@ lora ?= false
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo data test test-oldest-peft lint format bench clean
+.PHONY: help demo data test test-oldest-peft test-trainers lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -27,11 +30,14 @@ demo: $(VENV)/.demo ## Fine-tune a real model, score it, export it (lora=true: L
 data: $(VENV)/.demo ## Fetch the movie-review snippets into .cache/movie-reviews
 	$(BIN)/python -m demo.movie_reviews
 
-test: lint data test-oldest-peft ## What CI runs: lint, then the tests with the oldest and the newest supported PEFT
+test: lint data test-oldest-peft test-trainers ## What CI runs: lint, then the tests with the oldest and the newest supported PEFT
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-oldest-peft: $(VENV)/.dev $(OLDEST_PEFT_DIR) ## The library's own tests with the oldest supported PEFT
 	PYTHONPATH=$(OLDEST_PEFT_DIR) MELORA_EXPECT_PEFT=$(OLDEST_PEFT) $(PYTEST) $(PYTEST_ARGS) tests/test_*.py
+
+test-trainers: $(VENV)/.dev $(TRAINERS_DIR) ## The plugins for axolotl and LLaMA-Factory, in those packages' own registries
+	PYTHONPATH=$(TRAINERS_DIR) $(PYTEST) $(PYTEST_ARGS) tests/trainers
 
 lint: $(VENV)/.dev ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check
@@ -61,6 +67,11 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt demo/models.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(TRAINERS_DIR): $(VENV)/.dev
+	rm -rf $@
+	$(PIP) install --quiet --no-deps --target $@ $(TRAINERS)
 	@touch $@
 
 # Without -c: the constraints pin the newest PEFT, and this is the one package that must not be it. --no-deps keeps the rest.

@@ -289,3 +289,10 @@ def test_mixed_batch_through_the_model(model: Any, make_mlp: Callable[..., nn.Mo
         model(X, adapter_names=["third"] * 5)
     with pytest.raises(MeloraError, match="training mode"):
         model.train()(X, adapter_names=names)
+
+
+def test_a_config_without_model_type(make_mlp: Callable[..., nn.Module]) -> None:
+    """diffusers' models have one."""
+    base: Any = make_mlp()
+    base.config = {"sample_size": 8}
+    get_peft_model(base, config())(X)

@@ -62,7 +62,7 @@ class MeloraModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: MeloraConfig, model_config: dict[str, Any]) -> MeloraConfig:
         """LoRA's default targets for the architecture, unless target_parameters alone say what to adapt."""
-        unknown = self.target_module_mapping.get(model_config["model_type"]) is None
+        unknown = self.target_module_mapping.get(model_config.get("model_type")) is None  # diffusers' have no type
         if peft_config.target_modules is None and peft_config.target_parameters and unknown:
             return peft_config
         return cast(MeloraConfig, super()._prepare_adapter_config(peft_config, model_config))
