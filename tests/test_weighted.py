@@ -228,7 +228,7 @@ def test_what_can_not_be_combined_is_refused_and_nothing_is_left_behind(
 def test_one_module_trained_whole_by_both_is_refused(make_mlp: Callable[..., nn.Module]) -> None:
     whole = {"target_modules": ["first"], "modules_to_save": ["head"]}
     model = two_adapters(make_mlp(), config(**whole), config(**whole))
-    with pytest.raises(MeloraError, match=r"found 1 such instance\(s\): head, trained whole in one, two"):
+    with pytest.raises(MeloraError, match=r"found 1 such instance\(s\)\. head is trained whole in one, two"):
         model.add_weighted_adapter(["one", "two"], WEIGHTS, "sum")
 
 

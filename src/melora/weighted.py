@@ -126,8 +126,8 @@ def _check_adapters(model: BaseTuner, adapters: Sequence[str]) -> None:
             copies = [adapter for adapter in adapters if adapter in module.modules_to_save]
             if len(copies) > 1:
                 raise MeloraError(
-                    "Cannot add weighted adapters if they target the same module with modules_to_save, but found 1 such "
-                    f"instance(s): {key}, trained whole in {', '.join(copies)}; leave all but one of these adapters out"
+                    "Cannot add weighted adapters if they target the same module with modules_to_save, but found 1 "
+                    f"such instance(s). {key} is trained whole in {', '.join(copies)}: leave all but one of them out"
                 )
 
 
