@@ -74,10 +74,7 @@ def _forward(
     n = A.shape[0]
     dropped, mask = torch.native_dropout(x, dropout, True) if dropout > 0.0 else (x, None)
     u = torch.bmm(_minis(dropped, n), A.transpose(1, 2))
-    if weight is None:
-        y = x.new_zeros((*x.shape[:-1], n * B.shape[1]))
-    else:
-        y = F.linear(x, weight, bias)
+    y = x.new_zeros((*x.shape[:-1], n * B.shape[1])) if weight is None else F.linear(x, weight, bias)
     _accumulate(y.view(-1, n, B.shape[1]).transpose(0, 1), u, B.transpose(1, 2), scaling)
     return y, u, mask
 
