@@ -1,6 +1,6 @@
 """A training loop of one's own with accelerate: prepare, clip, accumulate, and save from the unwrapped model.
 
-python examples/accelerate_loop.py        (or: accelerate launch examples/accelerate_loop.py)
+python examples/accelerate_loop.py        (or: torchrun --nproc-per-node 2 examples/accelerate_loop.py)
 """
 
 import tempfile
@@ -41,8 +41,10 @@ for _ in range(20):
 print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 assert losses[-1] < losses[0]
 
-with tempfile.TemporaryDirectory() as folder:
-    trained = accelerator.unwrap_model(model)
-    trained.save_pretrained(folder, is_main_process=accelerator.is_main_process)
-    loaded = load_adapter(base_model(), folder).eval()
+trained = accelerator.unwrap_model(model)
+if accelerator.is_main_process:
+    with tempfile.TemporaryDirectory() as folder:
+        trained.save_pretrained(folder)
+        loaded = load_adapter(base_model(), folder).eval()
     assert torch.allclose(loaded(input_ids=ids).logits, trained.eval()(input_ids=ids).logits, atol=1e-5)
+accelerator.end_training()
