@@ -205,7 +205,7 @@ def test_safe_merge_of_a_broken_adapter_changes_nothing() -> None:
     model = wrap(base)
     adapted(model).factors("default")[1].data[0, 0, 0] = torch.nan
     before = base.weight.detach().clone()
-    with pytest.raises(MeloraError, match="merging default would give NaN or infinite weights, so nothing was merged"):
+    with pytest.raises(MeloraError, match="The adapter default seems to be broken, so nothing was merged"):
         model.merge_adapter(safe_merge=True)
     assert torch.equal(base.weight, before)
     assert not adapted(model).merged
