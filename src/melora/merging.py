@@ -76,8 +76,9 @@ class MergingLayer(MeloraLayer):
             self._add(weight, name, 1.0)
         if safe_merge and not torch.isfinite(weight).all():
             raise MeloraError(
-                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken, so nothing was "
-                "merged: load an earlier checkpoint"  # PEFT's words at first, as code for LoRA looks for them
+                # PEFT's words at first: code for LoRA looks for them.
+                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken, so nothing "
+                "was merged: load an earlier checkpoint"
             )
         if weight is not base:
             self._store(weight, base.dtype)
