@@ -18,7 +18,7 @@ lora ?= false
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo data test test-oldest-peft test-trainers lint format bench clean
+.PHONY: help demo data test test-oldest-peft test-trainers conformance lint format bench clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -38,6 +38,9 @@ test-oldest-peft: $(VENV)/.dev $(OLDEST_PEFT_DIR) ## The library's own tests wit
 
 test-trainers: $(VENV)/.dev $(TRAINERS_DIR) ## The plugins for axolotl and LLaMA-Factory, in those packages' own registries
 	PYTHONPATH=$(TRAINERS_DIR) $(PYTEST) $(PYTEST_ARGS) tests/trainers
+
+conformance: $(VENV)/.conformance ## PEFT's own tests on MELoRA, in two ways (about 20 minutes); writes docs/conformance.md
+	$(BIN)/python -m conformance
 
 lint: $(VENV)/.dev ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check
@@ -72,6 +75,11 @@ $(VENV)/.dev: $(VENV)/.demo
 $(TRAINERS_DIR): $(VENV)/.dev
 	rm -rf $@
 	$(PIP) install --quiet --no-deps --target $@ $(TRAINERS)
+	@touch $@
+
+# PEFT's tests import it, whatever they run.
+$(VENV)/.conformance: $(VENV)/.dev
+	$(PIP) install --quiet -c constraints.txt diffusers==0.42.1
 	@touch $@
 
 # Without -c: the constraints pin the newest PEFT, and this is the one package that must not be it. --no-deps keeps the rest.
