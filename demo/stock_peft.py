@@ -8,6 +8,7 @@ import argparse
 import importlib.abc
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -38,8 +39,11 @@ def predict(base: str, adapter: Path, data: Path, batch: int = 64) -> list[float
     import pandas as pd
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
+    # They report that the base has no classifier: it is in the adapter's file.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     task = json.loads((adapter / "melora_task.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(adapter)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args()
     sys.meta_path.insert(0, _WithoutMelora())
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT's use of what transformers 6 will rename
     predictions = predict(args.base, args.adapter, args.data)
     if "melora" in sys.modules:
         sys.exit("error: melora was imported in the process that was to do without it")
