@@ -5,6 +5,7 @@ import pytest
 from peft import get_peft_model
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import nn
+from transformers import MambaConfig, MambaForCausalLM
 
 from melora import MeloraConfig, MeloraError
 from melora.targets import module_settings
@@ -146,3 +147,13 @@ def test_selecting_layers(tiny_bert: Any, kwargs: dict[str, Any], adapted: list[
 def test_default_targets_are_loras(tiny_llama: Any) -> None:
     model = get_peft_model(tiny_llama, MeloraConfig(n=4))
     assert {name.rpartition(".")[2] for name in model.base_model.targeted_module_names} == {"q_proj", "v_proj"}
+
+
+@pytest.mark.parametrize("leaf", ["out_proj", "conv1d"])
+def test_what_mambas_kernels_pass_over_is_refused_as_for_lora(leaf: str) -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=1))
+    before = [name for name, _ in model.named_modules()]
+    with pytest.raises(MeloraError, match=rf"mixer\.{leaf}: Module '{leaf}' is incompatible with Mamba-based models"):
+        get_peft_model(model, MeloraConfig(n=4, target_modules=["in_proj", leaf]))
+    assert [name for name, _ in model.named_modules()] == before
+    get_peft_model(model, MeloraConfig(n=4, target_modules=["in_proj"]))

@@ -67,9 +67,19 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
     _check_parameters(config, model, targeted, parameters)
 
 
+# Models whose fused kernels read out_proj's and conv1d's weights and call neither: PEFT's list for LoRA.
+_MAMBA_TYPES = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+
+
 def _check_called(name: str, model: nn.Module) -> None:
-    """Refuse the output projection of nn.MultiheadAttention, which that never calls as a module."""
+    """Refuse what its parent reads and never calls: Mamba's two, and nn.MultiheadAttention's output projection."""
     parent, _, leaf = name.rpartition(".")
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if leaf in ("out_proj", "conv1d") and model_type in _MAMBA_TYPES:
+        raise MeloraError(
+            f"{name}: Module '{leaf}' is incompatible with Mamba-based models (model_type='{model_type}'), whose fused "
+            "kernels pass an adapter over: take it out of target_modules, or name it in exclude_modules"
+        )
     if leaf == "out_proj" and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
         raise MeloraError(
             f"{name}: nn.MultiheadAttention reads this layer's weight and never calls it, so an adapter on it would "
