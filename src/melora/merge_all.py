@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 
 from peft.tuners.tuners_utils import BaseTunerLayer, onload_layer
+from peft.utils.quantization_utils import HqqBackend
 from torch import nn
 
 from .errors import MeloraError
@@ -61,7 +62,9 @@ def _restorer(layer: BaseTunerLayer, adapter_names: list[str] | None) -> Callabl
     sizes = {layer.n[name] for name in names if name in layer.n and name not in merged}
     drift = layer.merge_drift
     if layer.quantization_backend is not None:
-        base = copy.deepcopy(layer.base_layer) if sizes else layer.base_layer
+        # HQQ's back end makes a new layer and leaves the old one alone (which can't be copied anyway, hqq 0.2.8).
+        untouched = not sizes or isinstance(layer.quantization_backend, HqqBackend)
+        base = layer.base_layer if untouched else copy.deepcopy(layer.base_layer)
 
         def restore_base() -> None:
             layer.base_layer, layer.merged_adapters, layer.merge_drift = base, merged, drift
