@@ -16,7 +16,7 @@ from melora import MeloraError
 from melora.registration import register
 
 from . import stand_in
-from .repoint import repoint_module
+from .repoint import lora_only_rows, repoint_module
 from .selection import why_not
 
 _UNSUPPORTED_LAYER = re.compile(r"is a (\w+), which is not supported")
@@ -94,5 +94,6 @@ class _Results:
 
     def pytest_sessionfinish(self) -> None:
         if self.file is not None:
-            result = {"mode": self.mode, "outcomes": self.outcomes, "left_out": self.left_out}
+            rows = {reason: len(found) for reason, found in lora_only_rows.items()}
+            result = {"mode": self.mode, "outcomes": self.outcomes, "left_out": self.left_out, "lora_only_rows": rows}
             self.file.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -58,9 +58,13 @@ def _reasons(result: Mapping[str, Any]) -> str:
         if counts:
             rows = [[str(n), reason, _some(sorted(tests[reason]))] for reason, n in _sorted(counts)]
             parts += [f"{heading}:\n", _table(["cases", "reason", "tests"], rows)]
-    left_out = [[str(n), reason] for reason, n in _sorted(Counter(result["left_out"]))]
-    if left_out:
-        parts += ["Left out before the run:\n", _table(["cases", "reason"], left_out)]
+    for key, heading, unit in (
+        ("left_out", "Left out before the run", "tests"),
+        ("lora_only_rows", "Rows of LoRA taken out of parametrisations (those of other methods are, too)", "rows"),
+    ):
+        if result[key]:
+            rows = [[str(n), reason] for reason, n in _sorted(Counter(result[key]))]
+            parts += [f"{heading}:\n", _table([unit, "reason"], rows)]
     return "\n".join(parts)
 
 

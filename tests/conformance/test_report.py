@@ -15,6 +15,7 @@ RESULT: dict[str, Any] = {
         "tests/test_a.py::TestA::test_two[y]": {"outcome": "skipped", "reason": "Test not applicable for MeloraConfig"},
         "tests/test_b.py::test_three": {"outcome": "failed", "reason": "E   assert a | b"},
     },
+    "lora_only_rows": {"asks for what only LoRA has: use_dora": 5},
     "left_out": {"about DoRA": 2, "names another method, or none": 40},
 }
 
@@ -30,6 +31,7 @@ def test_page() -> None:
     assert "| **all** | **1** | **1** | **2** |" in page
     assert "| 2 | Test not applicable for MeloraConfig | test_two |" in page
     assert "| 1 | E assert a \\| b | test_three |" in page
+    assert "| 5 | asks for what only LoRA has: use_dora |" in page
     assert page.index("| 40 | names another method, or none |") < page.index("| 2 | about DoRA |")
 
 
