@@ -39,7 +39,7 @@ test-oldest-peft: $(VENV)/.dev $(OLDEST_PEFT_DIR) ## The library's own tests wit
 test-trainers: $(VENV)/.dev $(TRAINERS_DIR) ## The plugins for axolotl and LLaMA-Factory, in those packages' own registries
 	PYTHONPATH=$(TRAINERS_DIR) $(PYTEST) $(PYTEST_ARGS) tests/trainers
 
-conformance: $(VENV)/.conformance ## PEFT's own tests on MELoRA, in two ways (about 20 minutes); writes docs/conformance.md
+conformance: $(VENV)/.conformance ## PEFT's own tests on MELoRA, in two ways (about 7 minutes); writes docs/conformance.md
 	$(BIN)/python -m conformance
 
 lint: $(VENV)/.dev ## ruff (rules and format) and mypy --strict
