@@ -14,9 +14,10 @@ from melora import MeloraError
 from melora.training.base import fingerprint
 from melora.training.evaluate import evaluate, restore
 from melora.training.folder import RunFolder
+from melora.training.guarded import TrainingError
 from melora.training.recipe import Recipe, parse_recipe
 from melora.training.run import train
-from melora.training.trainer import AdapterTrainer, TrainingError, snapshot, unmoved_modules
+from melora.training.trainer import AdapterTrainer, snapshot, unmoved_modules
 
 
 def read(path: Path) -> Any:

@@ -15,13 +15,14 @@ from .card import model_card
 from .curves import plot_curves
 from .environment import describe_environment
 from .folder import ADAPTER, CHECKPOINTS, CURVES, ENVIRONMENT, METRICS, RESULTS, RunFolder, write_json, write_text
+from .guarded import TrainingError
 from .plan import count_parameters, plan_modules
 from .prepare import Prepared, prepare
 from .progress import MetricsFile, ProgressDisplay
 from .recipe import Recipe
 from .saved import save_adapter
 from .schema import one_line
-from .trainer import AdapterTrainer, TrainingError, build_trainer, snapshot, unmoved_modules
+from .trainer import AdapterTrainer, build_trainer, snapshot, unmoved_modules
 
 logger = logging.getLogger(__name__)
 

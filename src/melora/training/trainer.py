@@ -1,4 +1,4 @@
-"""transformers' Trainer, with two silent failures made loud: a loss that is not finite, an adapter that never moves."""
+"""Building a trainer for a task, and telling whether its adapter moved."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,25 +8,12 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
+from .guarded import Guarded
 from .tasks import Task
 
 
-class TrainingError(RuntimeError):
-    """Training went wrong, though the input was in order; the message is one line."""
-
-
-class AdapterTrainer(Trainer):
-    """Stops before the optimiser's step when the loss is not finite."""
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        # One value read back a step: under 1% of a step of the smallest model here, and it saves a ruined run.
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; stopped before the step: lower "
-                "training.learning_rate or adapter.lora_alpha, or use bf16 instead of fp16"
-            )
-        return loss
+class AdapterTrainer(Guarded, Trainer):
+    """The trainer of tasks that transformers' Trainer serves as it is."""
 
 
 def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
