@@ -8,6 +8,7 @@ import pytest
 from melora import MeloraError
 from melora.training.arguments import check_training, training_arguments
 from melora.training.recipe import Recipe
+from melora.training.tasks.classification import Classification
 from melora.training.tasks.regression import Regression
 
 
@@ -33,7 +34,7 @@ from melora.training.tasks.regression import Regression
 )
 def test_what_is_wrong_is_named(training: dict[str, Any], told: str) -> None:
     with pytest.raises(MeloraError) as caught:
-        check_training(training)
+        check_training(training, Classification)
     assert str(caught.value).startswith(told)
 
 
@@ -59,4 +60,4 @@ def test_what_transformers_refuses_is_one_line(make_recipe: Callable[..., Recipe
 
 
 def test_a_bare_no_of_yaml_is_no_strategy() -> None:
-    assert check_training({"eval_strategy": False})["eval_strategy"] == "no"
+    assert check_training({"eval_strategy": False}, Classification)["eval_strategy"] == "no"

@@ -1,4 +1,4 @@
-"""The recipe's training section: transformers' TrainingArguments, with defaults that suit adapters."""
+"""The recipe's training section: the task's TrainingArguments, with defaults that suit adapters."""
 
 import math
 from collections.abc import Mapping
@@ -33,29 +33,33 @@ _SCORING = ("per_device_eval_batch_size", "use_cpu", "bf16", "fp16", "bf16_full_
 _FINITE = ("weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon")
 
 
-def check_training(training: Mapping[str, Any]) -> dict[str, Any]:
+def check_training(training: Mapping[str, Any], task: type[Task]) -> dict[str, Any]:
     """The section's typed values, without building TrainingArguments (which looks for devices).
 
     `warmup_ratio`, the name before transformers 5, is taken as warmup_steps below 1, which now means the same.
 
+    Args:
+        training: the section.
+        task: says which class the fields are of, and which of them are its own affair.
+
     Raises:
         MeloraError: an unknown field, a wrong type, or a number that can't be meant.
     """
-    values = dict(training)
+    values, cls = dict(training), task.arguments_class()
     if "warmup_ratio" in values:
         if "warmup_steps" in values:
             raise MeloraError("training.warmup_ratio: warmup_steps is set too; keep one of the two")
-        ratio = convert(TrainingArguments, {"warmup_steps": values.pop("warmup_ratio")}, "training")["warmup_steps"]
+        ratio = convert(cls, {"warmup_steps": values.pop("warmup_ratio")}, "training")["warmup_steps"]
         if not 0 <= ratio < 1:
             raise MeloraError(f"training.warmup_ratio: must be from 0 to below 1, got {ratio}")
         values["warmup_steps"] = ratio
-    for key, hint in _ELSEWHERE.items():
+    for key, hint in {**_ELSEWHERE, **task.arguments_elsewhere()}.items():
         if key in values:
             raise MeloraError(f"training.{key}: {hint}; remove it from training")
     for key in ("eval_strategy", "save_strategy", "logging_strategy"):
         if values.get(key) is False:  # what YAML makes of a bare no
             values[key] = "no"
-    typed = convert(TrainingArguments, values, "training")
+    typed = convert(cls, values, "training")
     for key in _POSITIVE:
         if key in typed:
             positive(f"training.{key}", typed[key], 1e6)
@@ -79,7 +83,7 @@ def training_arguments(recipe: Recipe, task: Task, folder: Path) -> TrainingArgu
     Raises:
         MeloraError: see check_training; also combinations that transformers refuses.
     """
-    typed = check_training(recipe.training)
+    typed = check_training(recipe.training, type(task))
     strategy = typed.get("eval_strategy", "epoch")
     defaults: dict[str, Any] = {
         "eval_strategy": strategy,
@@ -105,7 +109,7 @@ def training_arguments(recipe: Recipe, task: Task, folder: Path) -> TrainingArgu
         "label_names": ["labels"],
     }
     try:
-        return TrainingArguments(**{**defaults, **typed, **fixed})
+        return task.arguments_class()(**{**defaults, **task.argument_defaults(), **typed, **fixed})
     except (ValueError, ImportError) as error:
         raise MeloraError(f"training: {one_line(error)}") from None
 

@@ -86,7 +86,8 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
         raise MeloraError(
             f"model {source.name}: can't be loaded as {task.auto_class}: {one_line(error)[:300]}"
         ) from None
-    if model.config.pad_token_id is None and "pad_token_id" in model.config.to_dict():
+    missing = model.config.pad_token_id is None and "pad_token_id" in model.config.to_dict()
+    if task.needs_pad_in_config and missing:
         raise MeloraError(f"model {source.name}: its config has no pad_token_id, which batches of texts need; set one")
     return Base(source, model, new_modules(report["missing_keys"]))
 

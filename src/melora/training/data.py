@@ -1,7 +1,8 @@
 """Reading the data files, with everything that can be wrong in them found before a model is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class Split:
         name: "train" or "validation", for messages.
         path: the file.
         texts: a tuple of one or two strings per row.
-        labels: the label column's values as the file types them, never missing.
+        labels: the label column's values as the file types them, never missing; or what the task's data has instead.
     """
 
     name: str
@@ -61,18 +62,34 @@ def read_split(name: str, path: str | Path, spec: DataSpec) -> Split:
     """
     file = Path(path).expanduser()
     table = _read_table(name, file, spec)
-    for column in (*spec.text_columns, spec.label):
+    if table.num_rows == 0:
+        raise MeloraError(f"data.{name} {file}: has no rows")
+    texts, labels = read_rows(spec, name, file, table)
+    return Split(name, file, texts, labels)
+
+
+@singledispatch
+def read_rows(spec: DataSpec, name: str, file: Path, table: Any) -> tuple[list[tuple[str, ...]], list[Any]]:
+    """(texts, labels) of a table by the kind of its spec; a kind of data with other columns registers its own.
+
+    Raises:
+        MeloraError: a column is missing; a text or label is.
+    """
+    check_columns((*spec.text_columns, spec.label), name, file, table)
+    columns = [text_column(table, file, column) for column in spec.text_columns]
+    labels = table[spec.label].to_pylist()
+    _refuse_missing(labels, file, spec.label)
+    return list(zip(*columns, strict=True)), labels
+
+
+def check_columns(wanted: Iterable[str], name: str, file: Path, table: Any) -> None:
+    """Raise a MeloraError that names the first missing column and what there is."""
+    for column in wanted:
         if column not in table.column_names:
             raise MeloraError(
                 f"data.{name} {file}: no column {column!r}; the columns are {', '.join(table.column_names)} "
                 f"({nearest(column, table.column_names)})"
             )
-    if table.num_rows == 0:
-        raise MeloraError(f"data.{name} {file}: has no rows")
-    columns = [_texts(table[column].to_pylist(), file, column) for column in spec.text_columns]
-    labels = table[spec.label].to_pylist()
-    _refuse_missing(labels, file, spec.label)
-    return Split(name, file, list(zip(*columns, strict=True)), labels)
 
 
 def _read_table(name: str, file: Path, spec: DataSpec) -> Any:
@@ -106,7 +123,13 @@ _READERS: dict[str, Callable[[Path, DataSpec], Any]] = {
 }
 
 
-def _texts(values: list[Any], file: Path, column: str) -> list[str]:
+def text_column(table: Any, file: Path, column: str) -> list[str]:
+    """A column's texts.
+
+    Raises:
+        MeloraError: one is missing, or is no text, with its row.
+    """
+    values: list[Any] = table[column].to_pylist()
     _refuse_missing(values, file, column)
     for index, value in enumerate(values):
         if not isinstance(value, str):

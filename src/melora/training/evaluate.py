@@ -100,20 +100,20 @@ def evaluate(
     spec = parse_recipe(apply_overrides(recipe.to_dict(), overrides), f"run {path}").data
     split = read_split("validation", data or spec.validation, spec)
     restored = restore(run, overrides)
-    examples, cut = restored.task.encode(split, restored.tokenizer, spec)
+    encoded = restored.task.encode(split, restored.tokenizer, spec)
     # The Trainer makes its output folder whether or not it writes anything.
     with tempfile.TemporaryDirectory() as nowhere:
         args = scoring_arguments(restored.recipe, restored.task, Path(nowhere))
         trainer = build_trainer(restored.task, restored.tokenizer, model=restored.with_adapter(), args=args)
-        output = trainer.predict(examples, metric_key_prefix="eval")
+        output = trainer.predict(encoded.examples, metric_key_prefix="eval")
     if target is not None:
         _write_table(restored.task.predictions(output.predictions), target)
     metrics = output.metrics
     names = restored.task.metric_names
     result = {
         "data": str(split.path),
-        "rows": len(split),
-        "cut_rows": cut,
+        "rows": len(encoded.examples),
+        "cut_rows": encoded.cut,
         "primary": restored.task.primary,
         "metrics": {name: metrics[f"eval_{name}"] for name in names},
         "loss": metrics["eval_loss"],

@@ -6,6 +6,7 @@ from typing import Any
 import docstring_parser
 
 from .recipe import DataSpec, ModelSpec, Recipe
+from .tasks import TASKS
 
 _OPEN = {
     "adapter": "  method (melora) and its config's fields: r, n, lora_alpha, lora_dropout, target_modules, ...",
@@ -17,19 +18,32 @@ def recipe_keys() -> str:
     """Every key of a recipe with its type's default and meaning, as indented lines."""
     lines = []
     sections: dict[str, type[Any]] = {"model": ModelSpec, "data": DataSpec}
+    special = {name: task.data_section() for name, task in TASKS.items() if task.data_section() is not DataSpec}
     for name, help_text, default in _fields(Recipe):
         if name in sections:
             lines.append(f"{name}:  {help_text}")
-            lines += [f"  {key}: {value}  {text}" for key, text, value in _fields(sections[name])]
+            lines += _lines(_fields(sections[name]))
         else:
             lines.append(f"{name}: {default}  {help_text}")
             lines += [_OPEN[name]] if name in _OPEN else []
+        if name == "data":
+            for task, cls in special.items():
+                lines.append(f"data, with task {task}:  in place of text and label")
+                lines += _lines([field for field in _fields(cls) if field not in _fields(DataSpec)])
     return "\n".join(lines)
+
+
+def _lines(fields: list[tuple[str, str, str]]) -> list[str]:
+    return [f"  {key}: {value}  {text}" for key, text, value in fields]
 
 
 def _fields(cls: type[Any]) -> list[tuple[str, str, str]]:
     """(name, meaning, default) of every field."""
-    described = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse(cls.__doc__ or "").params}
+    described = {
+        entry.arg_name: entry.description or ""
+        for base in reversed(cls.__mro__)
+        for entry in docstring_parser.parse(base.__doc__ or "").params
+    }
     found = []
     for item in dataclasses.fields(cls):
         if item.default is not dataclasses.MISSING:

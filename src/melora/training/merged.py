@@ -100,7 +100,7 @@ def _load_run(path: Path) -> tuple[PeftModel, _Parts]:
     spec, task, tokenizer = restored.recipe.data, restored.task, restored.tokenizer
     model = restored.with_adapter()
     if Path(spec.validation).is_file():
-        rows = task.encode(read_split("validation", spec.validation, spec), tokenizer, spec)[0][:_ROWS]
+        rows = task.encode(read_split("validation", spec.validation, spec), tokenizer, spec).examples[:_ROWS]
         batch = dict(task.collator(tokenizer)(rows))
         batch.pop("labels")
         batches, measured_on = [batch], f"{len(rows)} validation rows"

@@ -59,14 +59,14 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
     """
     cls = task_class(recipe.task)
     adapter_config(recipe.adapter, cls.peft_type)
-    check_training(recipe.training)
+    check_training(recipe.training, cls)
     splits = read_splits(recipe.data)
     task = cls.fit(splits[0])
     source = find_model(recipe.model)
     tokenizer = load_tokenizer(source)
     _check_length(recipe, source, tokenizer)
     train, validation = (task.encode(split, tokenizer, recipe.data) for split in splits)
-    cut = {"train": train[1], "validation": validation[1]}
+    cut = {"train": train.cut, "validation": validation.cut}
     for split in splits:
         _report_cut(split, cut[split.name], recipe.data.max_length)
 
@@ -77,7 +77,9 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
         logger.info("new modules, trained and saved with the adapter: %s", ", ".join(base.new_modules))
     config = adapter_config(recipe.adapter, cls.peft_type, base.new_modules)
     model = attach(base.model, config, on_meta=on_meta)
-    return Prepared(recipe, source, task, tokenizer, model, base.new_modules, train[0], validation[0], cut, mark)
+    return Prepared(
+        recipe, source, task, tokenizer, model, base.new_modules, train.examples, validation.examples, cut, mark
+    )
 
 
 def _check_length(recipe: Recipe, source: ModelSource, tokenizer: Any) -> None:

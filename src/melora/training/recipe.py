@@ -123,8 +123,11 @@ def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         MeloraError: a key is unknown or missing, or a value is of the wrong type or out of range.
     """
-    sections: dict[str, type[Any]] = {"model": ModelSpec, "data": DataSpec}
+    from .tasks import task_class  # tasks are described in terms of this file's DataSpec
+
     check_keys(values, [item.name for item in dataclasses.fields(Recipe)], where)
+    data = task_class(str(values.get("task", Recipe.task))).data_section()
+    sections: dict[str, type[Any]] = {"model": ModelSpec, "data": data}
     for key in ("model", "data", "output"):
         if values.get(key) is None:
             raise MeloraError(f"{where}: key {key!r} is missing; every recipe needs model, data and output")

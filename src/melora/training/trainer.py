@@ -13,16 +13,16 @@ from .tasks import Task
 
 
 class AdapterTrainer(Guarded, Trainer):
-    """The trainer of tasks that transformers' Trainer serves as it is."""
+    """The trainer of tasks that transformers' Trainer serves as it is, and in front of other trainers a mixin."""
 
 
 def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
-    """An AdapterTrainer with the task's collator and metrics; kwargs as for Trainer."""
+    """The task's trainer with its collator and metrics; kwargs as for Trainer. Without train_dataset it only scores."""
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         return task.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
-    trainer = AdapterTrainer(
+    trainer = task.trainer_class(training="train_dataset" in kwargs)(
         data_collator=task.collator(tokenizer),
         processing_class=tokenizer,
         compute_metrics=compute,

@@ -2,11 +2,11 @@
 
 from ...errors import MeloraError
 from ..schema import nearest
-from .base import Task
+from .base import Encoded, Task
 from .classification import Classification
 from .regression import Regression
 
-__all__ = ["TASKS", "Task", "task_class"]
+__all__ = ["TASKS", "Encoded", "Task", "task_class"]
 
 TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Classification, Regression)}
 

@@ -5,12 +5,33 @@ what is defined here.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from transformers import TrainingArguments
 
 from ..data import Split
 from ..recipe import DataSpec
+
+if TYPE_CHECKING:
+    from ..trainer import AdapterTrainer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The rows of a split as token ids.
+
+    Attributes:
+        examples: what the collator takes, one a row.
+        cut: how many rows max_length cut.
+        dropped: how many rows were left out because nothing to learn was left of them.
+    """
+
+    examples: list[dict[str, Any]]
+    cut: int
+    dropped: int = 0
 
 
 class Task(ABC):
@@ -24,6 +45,7 @@ class Task(ABC):
         primary: the one of them that chooses the best epoch and heads every report.
         greater_is_better: whether more of it is better.
         loss_unit: what the loss is measured in, for plots.
+        needs_pad_in_config: whether the model itself looks for the padding token's id in its config.
     """
 
     name: ClassVar[str]
@@ -33,6 +55,33 @@ class Task(ABC):
     primary: ClassVar[str]
     greater_is_better: ClassVar[bool] = True
     loss_unit: ClassVar[str]
+    needs_pad_in_config: ClassVar[bool] = False
+
+    @classmethod
+    def data_section(cls) -> type[DataSpec]:
+        """The type of the recipe's `data`; `data.read_rows` knows how to take a row's text and label by it."""
+        return DataSpec
+
+    @classmethod
+    def arguments_class(cls) -> type[TrainingArguments]:
+        """The type of the recipe's `training`."""
+        fields: type[TrainingArguments] = TrainingArguments
+        return fields
+
+    @classmethod
+    def arguments_elsewhere(cls) -> Mapping[str, str]:
+        """Fields of `arguments_class` that a recipe must not set, and what to do instead."""
+        return {}
+
+    def argument_defaults(self) -> dict[str, Any]:
+        """Defaults for `training` that differ from melora's own."""
+        return {}
+
+    def trainer_class(self, *, training: bool) -> "type[AdapterTrainer]":
+        """The class of the trainer; without training it only scores."""
+        from ..trainer import AdapterTrainer
+
+        return AdapterTrainer
 
     @classmethod
     @abstractmethod
@@ -57,8 +106,8 @@ class Task(ABC):
         """Fields of the base model's config that this task sets, such as num_labels."""
 
     @abstractmethod
-    def encode(self, split: Split, tokenizer: Any, spec: DataSpec) -> "tuple[list[dict[str, Any]], int]":
-        """(examples for the collator, how many rows max_length cut).
+    def encode(self, split: Split, tokenizer: Any, spec: DataSpec) -> Encoded:
+        """The split's rows as token ids, cut at max_length.
 
         Raises:
             MeloraError: a label that the training labels don't allow, with its row.

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..data import Split
 from ..recipe import DataSpec
-from .base import Task
+from .base import Encoded, Task
 
 
 class SequenceTask(Task):
@@ -14,6 +14,7 @@ class SequenceTask(Task):
 
     peft_type = "SEQ_CLS"
     auto_class = "AutoModelForSequenceClassification"
+    needs_pad_in_config = True
 
     def targets(self, split: Split) -> list[int] | list[float]:
         """The labels as the model gets them: class indexes, or standardised numbers.
@@ -23,7 +24,7 @@ class SequenceTask(Task):
         """
         raise NotImplementedError
 
-    def encode(self, split: Split, tokenizer: Any, spec: DataSpec) -> tuple[list[dict[str, Any]], int]:
+    def encode(self, split: Split, tokenizer: Any, spec: DataSpec) -> Encoded:
         targets = self.targets(split)
         columns = [list(column) for column in zip(*split.texts, strict=True)]
         whole = tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
@@ -31,7 +32,7 @@ class SequenceTask(Task):
         encoded = tokenizer(*columns, truncation=True, max_length=spec.max_length)
         names = list(encoded)
         rows = zip(*(encoded[name] for name in names), targets, strict=True)
-        return [dict(zip((*names, "labels"), row, strict=True)) for row in rows], cut
+        return Encoded([dict(zip((*names, "labels"), row, strict=True)) for row in rows], cut)
 
     def collator(self, tokenizer: Any) -> Any:
         from transformers import DataCollatorWithPadding
