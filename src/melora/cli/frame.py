@@ -4,12 +4,16 @@ import argparse
 import importlib
 import logging
 import sys
+import time
 import traceback
 import warnings
 
 from rich.console import Console
 
 from ..errors import MeloraError
+from ..training.ranks import is_main, is_shared, leave, rank, world_size
+
+_LET_MAIN_SPEAK = 10.0  # seconds
 
 
 def run_command(args: argparse.Namespace, rest: list[str]) -> int:
@@ -26,11 +30,15 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> int:
     with warnings.catch_warnings():
         _quieten(console, debug=args.debug)
         try:
+            if world_size() > 1 and args.command != "train":
+                raise MeloraError(f"melora {args.command}: runs in one process; start it without accelerate launch")
             module = "import_" if args.command == "import" else args.command  # import is a word of Python's own
             command = importlib.import_module(f".{module}", __package__)
-            return int(command.run(args, rest) if args.command == "bench" else command.run(args, console))
+            code = int(command.run(args, rest) if args.command == "bench" else command.run(args, console))
+            leave()
+            return code
         except MeloraError as error:
-            return _fail(f"error: {error}", 2, args.debug)
+            return _fail(f"error: {error}", 2, args.debug, told_by_main=True)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("melora"):
                 return _fail(f"error: {error}", 1, args.debug)
@@ -42,20 +50,27 @@ def run_command(args: argparse.Namespace, rest: list[str]) -> int:
             )
         except Exception as error:
             kind = type(error).__name__
-            text = f"error: {error}" if kind == "TrainingError" else f"error: {kind}: {error}"
-            return _fail(text if args.debug else f"{text} (--debug shows where)", 1, args.debug)
+            plain = kind in ("TrainingError", "RankError")
+            text = f"error: {error}" if plain else f"error: {kind}: {error}"
+            text = text if args.debug else f"{text} (--debug shows where)"
+            return _fail(text, 1, args.debug, told_by_main=is_shared(error))
 
 
 def make_console() -> Console:
-    """Standard output: a terminal in colour, or plain unwrapped lines."""
+    """Standard output: a terminal in colour, or plain unwrapped lines; of several ranks only the main one prints."""
     terminal = sys.stdout.isatty()
-    return Console(highlight=False, soft_wrap=True, width=None if terminal else 200)
+    return Console(highlight=False, soft_wrap=True, width=None if terminal else 200, quiet=not is_main())
 
 
-def _fail(text: str, code: int, debug: bool) -> int:
+def _fail(text: str, code: int, debug: bool, *, told_by_main: bool = False) -> int:
     if debug:
         traceback.print_exc()
-    print(" ".join(text.split()), file=sys.stderr)
+    if told_by_main and not is_main():
+        # The launcher ends all ranks as soon as one has ended; this one's end must not come before the message.
+        time.sleep(_LET_MAIN_SPEAK)
+        return code
+    who = "" if is_main() else f"rank {rank()}: "
+    print(who + " ".join(text.split()), file=sys.stderr)
     return code
 
 
@@ -63,7 +78,7 @@ def _quieten(console: Console, *, debug: bool) -> None:
     """Libraries speak only with --debug; melora's own notes and warnings are always shown, one line each."""
     logger = logging.getLogger("melora")
     logger.handlers = [_Lines(console)]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_main() else logging.ERROR)
     logger.propagate = False
     if debug:
         return
@@ -73,7 +88,8 @@ def _quieten(console: Console, *, debug: bool) -> None:
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", module=r"melora\.")
+    if is_main():
+        warnings.filterwarnings("default", module=r"melora\.")
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
 
 

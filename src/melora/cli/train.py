@@ -15,6 +15,7 @@ from ..training.keys import recipe_keys
 from ..training.plan import count_parameters, count_steps, estimate_memory, plan_modules
 from ..training.prepare import Prepared, prepare
 from ..training.progress import clock
+from ..training.ranks import in_turns, join
 from ..training.recipe import load_recipe
 from ..training.run import RunResult, train
 
@@ -26,9 +27,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.recipe is None:
         raise MeloraError("no recipe given; e.g. `melora train recipes/quickstart.yaml`")
     recipe = load_recipe(args.recipe, args.overrides)
+    join(use_cpu=bool(recipe.training.get("use_cpu")))
     if args.dry_run:
         RunFolder(recipe, overwrite=args.overwrite, resume=args.resume)
-        prepared = prepare(recipe, on_meta=True)
+        prepared = in_turns(lambda: prepare(recipe, on_meta=True))
         with tempfile.TemporaryDirectory() as nowhere:
             _show_plan(prepared, training_arguments(recipe, prepared.task, Path(nowhere)), console)
         return 0

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import MeloraError
+from .device import on_this_machine
 from .recipe import Recipe
 from .schema import convert, one_line, positive
 from .tasks import Task
@@ -83,7 +84,7 @@ def training_arguments(recipe: Recipe, task: Task, folder: Path) -> TrainingArgu
     Raises:
         MeloraError: see check_training; also combinations that transformers refuses.
     """
-    typed = check_training(recipe.training, type(task))
+    typed = on_this_machine(check_training(recipe.training, type(task)))
     strategy = typed.get("eval_strategy", "epoch")
     defaults: dict[str, Any] = {
         "eval_strategy": strategy,
@@ -96,6 +97,7 @@ def training_arguments(recipe: Recipe, task: Task, folder: Path) -> TrainingArgu
         "logging_nan_inf_filter": False,  # transformers would log the last finite loss instead of a NaN
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 64,
+        "ddp_find_unused_parameters": False,  # a search through the graph in every step; a layer without gradient fails
         "dataloader_pin_memory": torch.cuda.is_available(),
         "report_to": "none",
     }

@@ -78,10 +78,10 @@ def count_parameters(model: PeftModel) -> Counts:
 
 
 def count_steps(args: TrainingArguments, rows: int) -> int:
-    """Optimiser steps of a run on one device."""
+    """Optimiser steps of a run, on all its ranks together."""
     if args.max_steps > 0:
         return int(args.max_steps)
-    batches = math.ceil(rows / args.train_batch_size)
+    batches = math.ceil(math.ceil(rows / args.train_batch_size) / args.world_size)
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps: int = math.ceil(args.num_train_epochs * per_epoch)
     return steps

@@ -13,15 +13,18 @@ from .adapter import adapter_and_head
 from .arguments import training_arguments
 from .card import model_card
 from .curves import plot_curves
+from .device import prepare_checkpointing
 from .environment import describe_environment
 from .folder import ADAPTER, CHECKPOINTS, CURVES, ENVIRONMENT, METRICS, RESULTS, RunFolder, write_json, write_text
 from .guarded import TrainingError
 from .plan import count_parameters, plan_modules
 from .prepare import Prepared, prepare
 from .progress import MetricsFile, ProgressDisplay
+from .ranks import in_turns, is_main, join, main_only, together
 from .recipe import Recipe
 from .saved import save_adapter
 from .schema import one_line
+from .sharded import whole, whole_state
 from .trainer import AdapterTrainer, build_trainer, snapshot, unmoved_modules
 
 logger = logging.getLogger(__name__)
@@ -45,6 +48,8 @@ def train(
 ) -> RunResult:
     """Train an adapter and write the run folder `recipe.output`.
 
+    Under `accelerate launch` every process calls this; the main one writes and speaks, and all succeed or fail.
+
     Args:
         recipe: what to train.
         overwrite: replace an existing run.
@@ -57,25 +62,28 @@ def train(
         TrainingError: the loss became NaN or infinite, or the adapter did not move. The partial folder stays if there
             is a checkpoint in it, and the message names that.
     """
-    folder = RunFolder(recipe, overwrite=overwrite, resume=resume)
-    prepared = prepare(recipe)
-    args = training_arguments(recipe, prepared.task, folder.partial / CHECKPOINTS)
-    if on_ready is not None:
-        on_ready(prepared, args)
-    folder.create()
+    join(use_cpu=bool(recipe.training.get("use_cpu")))
+    with together():
+        folder = RunFolder(recipe, overwrite=overwrite, resume=resume)
+    prepared = in_turns(lambda: prepare(recipe))
+    with together():
+        args = training_arguments(recipe, prepared.task, folder.partial / CHECKPOINTS)
+        if on_ready is not None:
+            on_ready(prepared, args)
+    main_only(folder.create)
     try:
         results = _train_in(folder, prepared, args, console)
     except KeyboardInterrupt:
-        checkpoint = folder.abandon()
+        checkpoint = folder.abandon() if is_main() else None
         if checkpoint is not None:
             logger.warning("interrupted; go on from %s with --resume", checkpoint)
         raise
     except Exception as error:
-        checkpoint = folder.abandon()
+        checkpoint = folder.abandon() if is_main() else None
         if isinstance(error, TrainingError) and checkpoint is not None:
             raise TrainingError(f"{one_line(error)}; the last good checkpoint is {checkpoint}") from error
         raise
-    folder.finish()
+    main_only(folder.finish)
     return RunResult(folder.final, results)
 
 
@@ -85,13 +93,16 @@ def _train_in(
     here, task, model = folder.partial, prepared.task, prepared.model
     environment = {
         **describe_environment(),
+        "processes": args.world_size,
         "base_model": {"name": prepared.source.name, "kind": prepared.source.kind, "fingerprint": prepared.fingerprint},
     }
-    write_json(here / ENVIRONMENT, environment)
+    main_only(lambda: write_json(here / ENVIRONMENT, environment))
     modules, counts = plan_modules(model), count_parameters(model)
-    before = snapshot(adapter_and_head(model)[0])
+    prepare_checkpointing(model, args.activation_checkpointing_kwargs)
+    before = snapshot(adapter_and_head(model)[0]) if is_main() else {}  # only the main rank is sure to have weights
 
-    display = ProgressDisplay(console, [task.primary]) if console is not None else None
+    display = ProgressDisplay(console, [task.primary]) if console is not None and is_main() else None
+    callbacks = [MetricsFile(here / METRICS)] if is_main() else []
     trainer = build_trainer(
         task,
         prepared.tokenizer,
@@ -99,14 +110,15 @@ def _train_in(
         args=args,
         train_dataset=prepared.train,
         eval_dataset=prepared.validation,
-        callbacks=[MetricsFile(here / METRICS), *([display] if display is not None else [])],
+        callbacks=[*callbacks, *([display] if display is not None else [])],
     )
     try:
         output = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     finally:
         if display is not None:
             display.close()
-    _check_moved(before, trainer)
+    after = whole(adapter_and_head(trainer.model)[0])
+    main_only(lambda: _check_moved(before, after, len(modules), args.learning_rate))
     history = list(trainer.state.log_history)
     metrics = _final_metrics(trainer, args)
     results = {
@@ -126,25 +138,29 @@ def _train_in(
         "train_seconds": round(output.metrics["train_runtime"], 3),
         "resumed": folder.checkpoint is not None,
     }
-    save_adapter(model, here / ADAPTER, prepared.tokenizer, task, prepared.recipe, prepared.source)
-    card = model_card(prepared.recipe, prepared.source, task, counts, modules, results, environment)
-    write_text(here / ADAPTER / "README.md", card)
-    method = prepared.recipe.adapter.get("method", "melora")
-    title = f"{method} on {prepared.source.name}: {counts.adapter:,} adapter parameters"
-    plot_curves(history, task, title, results["best_epoch"], here / CURVES)
-    write_json(here / RESULTS, results)
+    state = whole_state(model)
+
+    def write() -> None:
+        save_adapter(model, here / ADAPTER, prepared.tokenizer, task, prepared.recipe, prepared.source, state)
+        card = model_card(prepared.recipe, prepared.source, task, counts, modules, results, environment)
+        write_text(here / ADAPTER / "README.md", card)
+        method = prepared.recipe.adapter.get("method", "melora")
+        title = f"{method} on {prepared.source.name}: {counts.adapter:,} adapter parameters"
+        plot_curves(history, task, title, results["best_epoch"], here / CURVES)
+        write_json(here / RESULTS, results)
+
+    main_only(write)
     return results
 
 
-def _check_moved(before: dict[str, Any], trainer: AdapterTrainer) -> None:
+def _check_moved(before: dict[str, Any], after: dict[str, Any], modules: int, rate: float) -> None:
     """A layer that no gradient reached is an adapter that does nothing there."""
-    unmoved = unmoved_modules(before, adapter_and_head(trainer.model)[0])
+    unmoved = unmoved_modules(before, after)
     named = ", ".join(unmoved[:5]) + (f" and {len(unmoved) - 5} more" if len(unmoved) > 5 else "")
-    modules = len(plan_modules(trainer.model))
     if len(unmoved) == modules:
         raise TrainingError(
             f"no adapter weight changed in training: no gradient reached {named}, or the learning rate "
-            f"({trainer.args.learning_rate:g}, less in warm-up) is too small for so few steps"
+            f"({rate:g}, less in warm-up) is too small for so few steps"
         )
     if unmoved:
         logger.warning("%d of %d adapted modules did not change in training: %s", len(unmoved), modules, named)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from .folder import read_json, write_json
@@ -15,10 +16,19 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_adapter(
-    model: PeftModel, folder: Path, tokenizer: Any, task: Task, recipe: Recipe, source: ModelSource
+    model: PeftModel,
+    folder: Path,
+    tokenizer: Any,
+    task: Task,
+    recipe: Recipe,
+    source: ModelSource,
+    state: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write an adapter folder: weights, config, tokenizer and what the task learned from the labels."""
-    model.save_pretrained(str(folder))
+    """Write an adapter folder: weights, config, tokenizer and what the task learned from the labels.
+
+    `state` is the model's `whole_state`; None where nothing is sharded.
+    """
+    model.save_pretrained(str(folder), state_dict=state)
     tokenizer.save_pretrained(str(folder))
     config = read_json(folder / ADAPTER_CONFIG)
     # A folder is recorded whole; a package or hub id by its name, which holds on other machines too.

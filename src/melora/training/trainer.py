@@ -30,6 +30,11 @@ def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
         **kwargs,
     )
+    if task.peft_type == "SEQ_CLS":
+        # The Trainer takes a model that accepts **kwargs for one that divides its loss by the rows of the whole step.
+        # Sequence classifiers take them and do not: the loss and gradients would be too large by the number of ranks
+        # and of accumulated batches (transformers 5.23).
+        trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)  # it prints every log event as a dict when tqdm is off
     return trainer
 
