@@ -17,7 +17,7 @@ from melora.training.folder import RunFolder
 from melora.training.guarded import TrainingError
 from melora.training.recipe import Recipe, parse_recipe
 from melora.training.run import train
-from melora.training.trainer import AdapterTrainer, snapshot, unmoved_modules
+from melora.training.trainer import AdapterTrainer
 
 
 def read(path: Path) -> Any:
@@ -50,7 +50,7 @@ def test_metrics_are_logged_as_they_come(trained_run: Path) -> None:
 
 
 def test_checkpoints_hold_no_base_weights(trained_run: Path) -> None:
-    (checkpoint,) = (trained_run / "checkpoints").iterdir()
+    checkpoint = min((trained_run / "checkpoints").iterdir())
     assert (checkpoint / "adapter_model.safetensors").stat().st_size < 10_000
     assert not (checkpoint / "model.safetensors").exists()
 
@@ -195,25 +195,11 @@ def test_overwrite_leaves_what_is_no_run(make_recipe: Callable[..., Recipe], tmp
     assert (tmp_path / "run" / "thesis.tex").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step .*; stopped before the step: lower"):
-        train(make_recipe(adapter={"lora_alpha": 1e30}, training={"max_grad_norm": 0, "learning_rate": 1000}))
-    assert not (tmp_path / "run").exists()
-
-
 def test_an_adapter_that_does_not_move_is_a_failure(make_recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(
-        TrainingError, match=r"no adapter weight changed in training: no gradient reached bert\.encoder"
+        TrainingError, match=r"no adapter weight changed in training: no step had a learning rate above 0"
     ):
         train(make_recipe(training={"max_steps": 1, "warmup_steps": 5}))  # the rate of the first warm-up step is 0
-
-
-def test_unmoved_modules_are_named() -> None:
-    before = {f"base_model.model.{m}.melora_{f}.default.weight": torch.zeros(2) for m in ("x.q", "x.v") for f in "AB"}
-    after = snapshot(before)
-    assert unmoved_modules(before, after) == ["x.q", "x.v"]
-    after["base_model.model.x.q.melora_B.default.weight"][0] = 1
-    assert unmoved_modules(before, after) == ["x.v"]
 
 
 def test_cut_rows_are_reported(

@@ -92,7 +92,7 @@ def training_arguments(recipe: Recipe, task: Task, folder: Path) -> TrainingArgu
         "load_best_model_at_end": str(getattr(strategy, "value", strategy)) != "no",
         "metric_for_best_model": task.primary,
         "greater_is_better": task.greater_is_better,
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # the second is there to fall back to
         "logging_steps": 0.02,
         "logging_nan_inf_filter": False,  # transformers would log the last finite loss instead of a NaN
         "per_device_train_batch_size": 32,

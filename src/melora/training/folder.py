@@ -2,7 +2,7 @@
 
 A run works in `<output>.partial` beside `output` and renames it at the end, so a folder called `output` is always a
 finished run. A run that is killed or fails leaves the partial folder with its checkpoints, and `--resume` goes on from
-the last one; if there is no checkpoint yet, nothing is left behind.
+the newest good one; a run that fails before its first checkpoint leaves nothing behind.
 """
 
 import json
@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from ..errors import MeloraError
+from .checkpoints import all_checkpoints, clear_unfinished, newest_good
+from .lock import FileLock
+from .manifest import sync_files, sync_folder
+from .progress import finite
 from .recipe import Recipe, parse_recipe
 from .schema import read_yaml
 
@@ -28,15 +30,20 @@ EVALUATION = "evaluation.json"
 
 
 class RunFolder:
-    """One run's place on disk while it is made.
+    """One run's place on disk while it is made. Only one process makes it at a time.
 
     Args:
         recipe: gives the output folder.
-        overwrite: replace a finished run at the end, and throw an interrupted one away now.
-        resume: go on with an interrupted run of the same recipe.
+        overwrite: replace a finished run at the end, and (without `resume`) throw an interrupted one away now.
+        resume: go on with an interrupted run of the same recipe, from its newest checkpoint that is as it was written;
+            from the start if it was interrupted before its first.
+
+    Attributes:
+        checkpoint: the one to go on from; None to start.
 
     Raises:
-        MeloraError: the folder exists, or there is nothing (or something else) to resume. Nothing is written by this.
+        MeloraError: the folder exists, or there is nothing (or something else) to resume, or another process makes the
+            run. Nothing is written by this.
     """
 
     def __init__(self, recipe: Recipe, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -44,35 +51,43 @@ class RunFolder:
         self.partial = self.final.with_name(self.final.name + ".partial")
         self.recipe = recipe
         self.overwrite = overwrite
+        self.resume = resume
+        self._lock = FileLock(self.partial / RECIPE)
         self._check_final()
+        if self._lock.is_taken():
+            raise self._taken()
         self.checkpoint = self._find_checkpoint() if resume else None
         if self.partial.exists() and not (resume or overwrite):
-            resumable = self._last_checkpoint() is not None
-            state = "interrupted; go on with --resume" if resumable else "without a checkpoint yet; wait for it"
             raise MeloraError(
-                f"output {self.final}: a run in {self.partial} is {state}, throw it away with --overwrite, or choose "
-                "another output=..."
+                f"output {self.final}: a run in {self.partial} is interrupted; go on with --resume, throw it away with "
+                "--overwrite, or choose another output=..."
             )
 
-    def _last_checkpoint(self) -> Path | None:
-        checkpoints = self.partial / CHECKPOINTS
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        return None if last is None else Path(last)
+    def _taken(self) -> MeloraError:
+        return MeloraError(
+            f"output {self.final}: another process is making this run in {self.partial}; wait for it, or choose "
+            "another output=..."
+        )
 
     def _check_final(self) -> None:
         if not self.final.exists() or (self.final.is_dir() and not any(self.final.iterdir())):
             return
         if not self.overwrite:
-            raise MeloraError(f"output {self.final}: exists already; choose another output=... or pass --overwrite")
+            unfinished = " (with --resume too, to go on with the run that replaces it)" if self.partial.exists() else ""
+            raise MeloraError(
+                f"output {self.final}: exists already; choose another output=... or pass --overwrite{unfinished}"
+            )
         if not (self.final / RECIPE).is_file():
             raise MeloraError(f"output {self.final}: is no run of melora, so it is not overwritten; choose another")
 
-    def _find_checkpoint(self) -> Path:
-        last = self._last_checkpoint()
-        if last is None:
+    def _find_checkpoint(self) -> Path | None:
+        if not self.partial.is_dir():
             raise MeloraError(
                 f"output {self.final}: no interrupted run in {self.partial} to resume; start without --resume"
             )
+        checkpoints = self.partial / CHECKPOINTS
+        if not (self.partial / RECIPE).is_file() and not all_checkpoints(checkpoints):
+            return None  # killed in its first moment
         before = parse_recipe(read_yaml(self.partial / RECIPE))
         for key, value in self.recipe.to_dict().items():
             if before.to_dict()[key] != value:
@@ -80,48 +95,74 @@ class RunFolder:
                     f"output {self.final}: the interrupted run in {self.partial} has another {key} in its recipe; "
                     "resume it with that recipe, or choose another output=..."
                 )
-        return last
+        newest = newest_good(checkpoints)
+        if newest is None and all_checkpoints(checkpoints):
+            raise MeloraError(
+                f"output {self.final}: no checkpoint in {checkpoints} is as it was written, so there is nothing to go "
+                "on from; start the run again with --overwrite, or choose another output=..."
+            )
+        return newest
 
     def create(self) -> None:
-        """Make the partial folder with the recipe in it.
+        """Make the partial folder with the recipe in it, or take up the one to go on with.
 
         Raises:
             MeloraError: another process makes the same run.
         """
         if self.checkpoint is not None:
-            self._drop_metrics_after(int(self.checkpoint.name.rsplit("-", 1)[1]))
+            self._take_lock()
+            clear_unfinished(self.partial / CHECKPOINTS)
+            self._cut_metrics(self.checkpoint)
             return
-        if self.overwrite and self.partial.exists():
+        if (self.overwrite or self.resume) and self.partial.exists():
             shutil.rmtree(self.partial)
         try:
             self.partial.mkdir(parents=True)
         except FileExistsError:
-            raise MeloraError(
-                f"output {self.final}: another run is being made in {self.partial}; wait for it"
-            ) from None
-        (self.partial / RECIPE).write_text(self.recipe.to_yaml(), encoding="utf-8")
+            raise self._taken() from None
+        write_text(self.partial / RECIPE, self.recipe.to_yaml())
+        self._take_lock()
 
-    def _drop_metrics_after(self, step: int) -> None:
+    def _take_lock(self) -> None:
+        if not self._lock.take():
+            raise self._taken()
+
+    def _cut_metrics(self, checkpoint: Path) -> None:
+        """Take back what was logged after the checkpoint, and what a kill or a power cut left half written."""
+        history = read_json(checkpoint / "trainer_state.json")["log_history"]
         file = self.partial / METRICS
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        write_text(file, "".join(f"{line}\n" for line in kept))
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
+        whole = [line for line in lines[:-1] if _is_json(line)][: len(history)]
+        lost = [json.dumps(finite(event)) for event in history[len(whole) :]]
+        write_text(file, "".join(f"{line}\n" for line in [*whole, *lost]))
 
     def finish(self) -> None:
-        """Rename the partial folder to its final name, replacing a run that was to be overwritten."""
-        old = self.final.with_name(f".{self.final.name}.old-{os.getpid()}")
+        """Bring all to the disk and rename the partial folder to its final name, in place of a run to be overwritten.
+
+        A kill between the two renames leaves the partial folder, which --resume finishes, and no folder of this name.
+        """
+        sync_files(self.partial)
+        old = self.final.with_name(f".{self.final.name}.old")
         if self.final.exists():
+            shutil.rmtree(old, ignore_errors=True)
             self.final.rename(old)
         self.partial.rename(self.final)
+        sync_folder(self.final.parent)
         if old.exists():
             shutil.rmtree(old)
+        self.release()
 
     def abandon(self) -> Path | None:
-        """After a failure: the last checkpoint, or None, in which case the partial folder is removed."""
-        last = self._last_checkpoint()
-        if last is None:
+        """After a failure: the last good checkpoint, or None; without any checkpoint the partial folder is removed."""
+        checkpoints = self.partial / CHECKPOINTS
+        if not all_checkpoints(checkpoints):
             shutil.rmtree(self.partial, ignore_errors=True)
-        return last
+        self.release()
+        return newest_good(checkpoints, tell=False)
+
+    def release(self) -> None:
+        """Leave the run to other processes."""
+        self._lock.release()
 
 
 def open_run(path: str | Path) -> tuple[Path, Recipe]:
@@ -166,3 +207,10 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except json.JSONDecodeError:
+        return False

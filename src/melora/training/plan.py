@@ -8,8 +8,8 @@ from peft import PeftModel
 from transformers import TrainingArguments
 
 from .adapter import adapter_and_head
+from .moved import module_of
 from .prepare import Prepared
-from .trainer import module_of
 
 # Of a transformer layer's activations in 16 bits, per token and hidden unit: 34 bytes, plus 5 per head and token pair
 # (Korthikanti et al., 2022, equation 1). Frozen weights keep a little less.

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ class MetricsFile(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         event = {"step": state.global_step, "seconds": round(time.monotonic() - self.start, 3), **(logs or {})}
-        # A gradient norm of fp16 training may be infinite, for which JSON has no number.
-        event = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in event.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json.dumps(finite(event)) + "\n")
+
+
+def finite(event: Mapping[str, Any]) -> dict[str, Any]:
+    """The event as JSON can hold it: a gradient norm of fp16 training may be infinite, for which it has no number."""
+    return {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in event.items()}
 
 
 class ProgressDisplay(TrainerCallback):

@@ -1,6 +1,7 @@
 """The recipe: everything that a training run depends on, typed, with every default visible."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,8 @@ class Recipe:
         adapter: `method` (melora, or any method of PEFT) and that method's own config fields.
         training: any field of transformers.TrainingArguments.
         seed: of the new head, the adapter, dropout and the order of the data.
+        idle_modules: regular expressions of adapted modules that may get no gradient, such as experts that few tokens
+            reach; any other that gets none stops the run.
     """
 
     model: ModelSpec
@@ -89,8 +92,14 @@ class Recipe:
     adapter: dict[str, Any] = field(default_factory=lambda: {"method": "melora"})
     training: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    idle_modules: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        for pattern in self.idle_modules:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise MeloraError(f"idle_modules: {pattern!r} is no regular expression ({error}); escape it") from None
         if not 0 <= self.seed <= LARGEST_SEED:
             raise MeloraError(f"seed: must be from 0 to {LARGEST_SEED}, got {self.seed}")
         if not self.output.strip() or Path(self.output).name in ("", ".."):

@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainingArguments
 
-from .adapter import adapter_and_head
 from .arguments import training_arguments
 from .card import model_card
 from .curves import plot_curves
 from .device import prepare_checkpointing
 from .environment import describe_environment
+from .failures import Stopped, TrainingError
 from .folder import ADAPTER, CHECKPOINTS, CURVES, ENVIRONMENT, METRICS, RESULTS, RunFolder, write_json, write_text
-from .guarded import TrainingError
+from .losses import LossTrend, lower_rate
 from .plan import count_parameters, plan_modules
 from .prepare import Prepared, prepare
 from .progress import MetricsFile, ProgressDisplay
@@ -24,8 +24,9 @@ from .ranks import in_turns, is_main, join, main_only, together
 from .recipe import Recipe
 from .saved import save_adapter
 from .schema import one_line
-from .sharded import whole, whole_state
-from .trainer import AdapterTrainer, build_trainer, snapshot, unmoved_modules
+from .sharded import whole_state
+from .signals import StopRequest
+from .trainer import AdapterTrainer, build_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +54,16 @@ def train(
     Args:
         recipe: what to train.
         overwrite: replace an existing run.
-        resume: go on with an interrupted run of the same recipe, from its last checkpoint.
+        resume: go on with an interrupted run of the same recipe, from its newest checkpoint that is as it was written.
         console: where progress goes; nowhere if None.
         on_ready: called with what is about to run, before the first step.
 
     Raises:
         MeloraError: bad input; nothing was written.
-        TrainingError: the loss became NaN or infinite, or the adapter did not move. The partial folder stays if there
-            is a checkpoint in it, and the message names that.
+        TrainingError: the loss or the gradient became NaN or infinite, a part of the adapter did not move, or a
+            checkpoint could not be written. The partial folder stays if there is a checkpoint in it, and the message
+            names that.
+        Stopped: SIGTERM came (in the main thread): a checkpoint was written, --resume goes on from it.
     """
     join(use_cpu=bool(recipe.training.get("use_cpu")))
     with together():
@@ -77,6 +80,13 @@ def train(
         checkpoint = folder.abandon() if is_main() else None
         if checkpoint is not None:
             logger.warning("interrupted; go on from %s with --resume", checkpoint)
+        raise
+    except Stopped as stopped:
+        folder.release()
+        logger.warning(
+            "stopped by SIGTERM after step %d, which is saved; the same command with --resume goes on from there",
+            stopped.step,
+        )
         raise
     except Exception as error:
         checkpoint = folder.abandon() if is_main() else None
@@ -99,7 +109,6 @@ def _train_in(
     main_only(lambda: write_json(here / ENVIRONMENT, environment))
     modules, counts = plan_modules(model), count_parameters(model)
     prepare_checkpointing(model, args.activation_checkpointing_kwargs)
-    before = snapshot(adapter_and_head(model)[0]) if is_main() else {}  # only the main rank is sure to have weights
 
     display = ProgressDisplay(console, [task.primary]) if console is not None and is_main() else None
     callbacks = [MetricsFile(here / METRICS)] if is_main() else []
@@ -112,29 +121,35 @@ def _train_in(
         eval_dataset=prepared.validation,
         callbacks=[*callbacks, *([display] if display is not None else [])],
     )
+    trainer.idle_modules = tuple(prepared.recipe.idle_modules)
     try:
-        output = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+        with StopRequest() as trainer.stop:
+            output = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
     finally:
         if display is not None:
             display.close()
-    after = whole(adapter_and_head(trainer.model)[0])
-    main_only(lambda: _check_moved(before, after, len(modules), args.learning_rate))
     history = list(trainer.state.log_history)
     metrics = _final_metrics(trainer, args)
+    scores = task.final_scores(
+        trainer.model, prepared.tokenizer, prepared.held_out, prepared.recipe.data, args.eval_batch_size
+    )
     results = {
         "task": task.name,
         "primary": task.primary,
         "metrics": {name: metrics[f"eval_{name}"] for name in task.metric_names},
         "validation_loss": metrics["eval_loss"],
+        **scores,
         "best_epoch": _best_epoch(trainer),
         "epochs": float(trainer.state.epoch or 0.0),
         "steps": trainer.state.global_step,
         "learning_rate": args.learning_rate,
         "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "rows": {"train": len(prepared.train), "validation": len(prepared.validation)},
+        "rows": prepared.rows,
         "cut_rows": prepared.cut,
+        "dropped_rows": prepared.dropped,
         "parameters": counts.to_dict(),
         "new_modules": prepared.new_modules,
+        "train_loss": _course(trainer.losses, args.learning_rate),
         "train_seconds": round(output.metrics["train_runtime"], 3),
         "resumed": folder.checkpoint is not None,
     }
@@ -153,17 +168,17 @@ def _train_in(
     return results
 
 
-def _check_moved(before: dict[str, Any], after: dict[str, Any], modules: int, rate: float) -> None:
-    """A layer that no gradient reached is an adapter that does nothing there."""
-    unmoved = unmoved_modules(before, after)
-    named = ", ".join(unmoved[:5]) + (f" and {len(unmoved) - 5} more" if len(unmoved) > 5 else "")
-    if len(unmoved) == modules:
-        raise TrainingError(
-            f"no adapter weight changed in training: no gradient reached {named}, or the learning rate "
-            f"({rate:g}, less in warm-up) is too small for so few steps"
+def _course(losses: LossTrend, rate: float) -> dict[str, Any]:
+    """The training loss at both ends; a warning if it ended clearly above its start."""
+    diverged = losses.ended_above()
+    if diverged:
+        logger.warning(
+            "the training loss rose from %.3g (first steps) to %.3g (last steps): %s",
+            losses.start,
+            losses.end,
+            lower_rate(rate),
         )
-    if unmoved:
-        logger.warning("%d of %d adapted modules did not change in training: %s", len(unmoved), modules, named)
+    return {"start": losses.start, "end": losses.end, "diverged": diverged}
 
 
 def _final_metrics(trainer: AdapterTrainer, args: TrainingArguments) -> dict[str, float]:

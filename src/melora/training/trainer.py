@@ -1,11 +1,8 @@
-"""Building a trainer for a task, and telling whether its adapter moved."""
+"""Building a trainer for a task."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from .guarded import Guarded
@@ -37,33 +34,3 @@ def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
         trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)  # it prints every log event as a dict when tqdm is off
     return trainer
-
-
-def snapshot(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of the adapter's parameters before training, for `unmoved_modules`."""
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
-
-
-def unmoved_modules(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
-    """The modules of which no adapter parameter changed: no gradient reached them, or every step was too small.
-
-    Args:
-        before: what `snapshot` returned.
-        after: the same parameters now.
-    """
-    moved: dict[str, bool] = {}
-    for name, old in before.items():
-        module = module_of(name)
-        moved[module] = moved.get(module, False) or not torch.equal(old, after[name].detach().cpu())
-    return [module for module, changed in moved.items() if not changed]
-
-
-def module_of(parameter: str) -> str:
-    """The adapted module that an adapter's parameter belongs to, under the base model's own name.
-
-    PEFT's layers keep their parameters in children whose names start with the method's prefix (lora_A, melora_B, ...).
-    """
-    parts = parameter.removeprefix("base_model.model.").split(".")
-    prefixes = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
-    inner = next((index for index, part in enumerate(parts) if part.startswith(prefixes)), len(parts) - 1)
-    return ".".join(parts[:inner])
