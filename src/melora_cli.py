@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="melora",
         description="Fine-tune, evaluate, export, import, inspect and time MELoRA adapters (mini-ensemble low-rank "
         "adapters).",
-        epilog="exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted",
+        epilog="exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM",
     )
     parser.add_argument("--version", action="version", version=f"melora {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -59,10 +59,9 @@ def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
     train.add_argument(
         "--dry-run", action="store_true", help="check everything and show what would run; writes nothing"
     )
-    existing = train.add_mutually_exclusive_group()
-    existing.add_argument("--overwrite", action="store_true", help="replace an existing run folder")
-    existing.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted run from its last checkpoint"
+    train.add_argument("--overwrite", action="store_true", help="replace an existing run folder")
+    train.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run from its newest checkpoint that is whole"
     )
     train.add_argument("--keys", action="store_true", help="list every key of a recipe, with defaults, and stop")
 
@@ -135,7 +134,7 @@ def _version() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run one command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
