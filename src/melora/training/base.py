@@ -9,6 +9,7 @@ import transformers
 from safetensors import SafetensorError
 
 from ..errors import MeloraError
+from .gguf import load_gguf
 from .recipe import ModelSpec
 from .schema import one_line
 from .source import ModelSource
@@ -71,6 +72,8 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
     Raises:
         MeloraError: the checkpoint is damaged, or there is no such head for this kind of model.
     """
+    if "gguf_file" in source.options:
+        return _load_gguf(source, spec, task, on_meta=on_meta)
     cls = getattr(transformers, task.auto_class)
     placed = {"device_map": "meta"} if on_meta else {}
     try:
@@ -90,6 +93,17 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
     if task.needs_pad_in_config and missing:
         raise MeloraError(f"model {source.name}: its config has no pad_token_id, which batches of texts need; set one")
     return Base(source, model, new_modules(report["missing_keys"]))
+
+
+def _load_gguf(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool) -> Base:
+    if task.peft_type != "CAUSAL_LM":
+        raise MeloraError(f"model {source.name}: is a GGUF file, which task causal-lm takes, not {task.name}")
+    try:
+        dtype = getattr(torch, spec.dtype)
+        model = load_gguf(task.auto_class, source.path, dtype, source.options, on_meta=on_meta)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise MeloraError(f"model {source.name}: can't be loaded from GGUF: {one_line(error)[:300]}") from None
+    return Base(source, model, [])
 
 
 def new_modules(missing_keys: set[str] | list[str]) -> list[str]:

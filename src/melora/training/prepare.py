@@ -14,7 +14,7 @@ from .base import fingerprint, load_base, load_tokenizer, longest_input
 from .data import Split, read_splits
 from .recipe import Recipe
 from .source import ModelSource, find_model
-from .tasks import Task, task_class
+from .tasks import Encoded, Task, task_class
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,10 @@ class Prepared:
         model: base model with a fresh adapter, on the CPU or the meta device.
         new_modules: modules that the checkpoint had no weights for.
         train, validation: encoded examples.
+        held_out: the validation rows as they were read.
+        rows: how many rows of each there are, however many are packed into one example.
         cut: how many rows of each max_length cut.
+        dropped: how many rows of each were left out because nothing to learn was left of them.
         fingerprint: recognises the base model again; None on the meta device.
     """
 
@@ -43,7 +46,10 @@ class Prepared:
     new_modules: list[str]
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
+    held_out: Split
+    rows: dict[str, int]
     cut: dict[str, int]
+    dropped: dict[str, int]
     fingerprint: str | None
 
 
@@ -66,9 +72,9 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
     tokenizer = load_tokenizer(source)
     _check_length(recipe, source, tokenizer)
     train, validation = (task.encode(split, tokenizer, recipe.data) for split in splits)
-    cut = {"train": train.cut, "validation": validation.cut}
+    encoded = {"train": train, "validation": validation}
     for split in splits:
-        _report_cut(split, cut[split.name], recipe.data.max_length)
+        _report_cut(split, encoded[split.name], recipe.data.max_length)
 
     transformers.set_seed(recipe.seed)
     base = load_base(source, recipe.model, task, on_meta=on_meta)
@@ -78,7 +84,19 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
     config = adapter_config(recipe.adapter, cls.peft_type, base.new_modules)
     model = attach(base.model, config, on_meta=on_meta)
     return Prepared(
-        recipe, source, task, tokenizer, model, base.new_modules, train.examples, validation.examples, cut, mark
+        recipe=recipe,
+        source=source,
+        task=task,
+        tokenizer=tokenizer,
+        model=model,
+        new_modules=base.new_modules,
+        train=task.arrange(train.examples, recipe),
+        validation=validation.examples,
+        held_out=splits[1],
+        rows={name: len(part.examples) for name, part in encoded.items()},
+        cut={name: part.cut for name, part in encoded.items()},
+        dropped={name: part.dropped for name, part in encoded.items()},
+        fingerprint=mark,
     )
 
 
@@ -91,12 +109,20 @@ def _check_length(recipe: Recipe, source: ModelSource, tokenizer: Any) -> None:
         )
 
 
-def _report_cut(split: Split, cut: int, max_length: int) -> None:
-    if cut:
+def _report_cut(split: Split, encoded: Encoded, max_length: int) -> None:
+    if encoded.cut:
         logger.warning(
             "%s: %d of %d rows are longer than data.max_length=%d tokens and are cut",
             split.path,
-            cut,
+            encoded.cut,
+            len(split),
+            max_length,
+        )
+    if encoded.dropped:
+        logger.warning(
+            "%s: %d of %d rows are left out: their prompt alone fills data.max_length=%d tokens",
+            split.path,
+            encoded.dropped,
             len(split),
             max_length,
         )

@@ -34,8 +34,7 @@ def save_adapter(
     # A folder is recorded whole; a package or hub id by its name, which holds on other machines too.
     config["base_model_name_or_path"] = str(Path(source.path).absolute()) if source.kind == "folder" else source.name
     write_json(folder / ADAPTER_CONFIG, config)
-    inputs = {"text": recipe.data.text_columns, "max_length": recipe.data.max_length}
-    write_json(folder / TASK, {"task": task.name, **task.state(), **inputs})
+    write_json(folder / TASK, {"task": task.name, **task.state(), **task.inputs(recipe.data)})
 
 
 def load_task(folder: Path) -> Task:

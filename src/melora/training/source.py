@@ -31,10 +31,18 @@ class ModelSource:
     options: dict[str, Any]
 
     def python(self) -> tuple[list[str], str]:
-        """(import lines, an expression) that give the path in a Python example."""
-        if self.kind == "package":
-            return [f"import {self.name}"], f"{self.name}.get_model_path()"
-        return [], repr(self.name)
+        """(import lines, arguments) that make from_pretrained load it in a Python example."""
+        imports, path = [], repr(self.name)
+        if self.kind == "package" and _has_path_function(self.name):
+            imports, path = [f"import {self.name}"], f"{self.name}.get_model_path()"
+        elif self.kind == "package":
+            inside = "" if Path(self.path).name != "model" else ' + "/model"'
+            imports = ["from importlib.util import find_spec"]
+            path = f"find_spec({self.name!r}).submodule_search_locations[0]{inside}"
+        file = self.options.get("gguf_file")
+        if file is None:
+            return imports, path
+        return imports, f"{repr(self.path) if self.kind == 'folder' else path}, gguf_file={file!r}"
 
 
 def find_model(spec: ModelSpec) -> ModelSource:
@@ -46,11 +54,11 @@ def find_model(spec: ModelSpec) -> ModelSource:
     name = spec.name_or_path
     folder = Path(name).expanduser()
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": spec.trust_remote_code}
-    if folder.is_dir():
-        return ModelSource(name, "folder", str(_checked(folder, name)), local)
+    if folder.is_dir() or (folder.suffix == ".gguf" and folder.is_file()):
+        return _local(name, "folder", folder, local)
     packaged = _package_folder(name)
     if packaged is not None:
-        return ModelSource(name, "package", str(_checked(packaged, name)), local)
+        return _local(name, "package", packaged, local)
     tried = [f"the folder {folder.absolute()}", f"the installed package {name}"]
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
@@ -63,14 +71,29 @@ def find_model(spec: ModelSpec) -> ModelSource:
     raise MeloraError(f"model.name_or_path: no model {name!r} found; tried {', '.join(tried)}")
 
 
-def _checked(folder: Path, name: str) -> Path:
-    if not (folder / "config.json").is_file():
-        raise MeloraError(f"model.name_or_path {name}: no config.json in {folder}; give a folder with a model in it")
-    return folder
+def _local(name: str, kind: Literal["folder", "package"], place: Path, options: dict[str, Any]) -> ModelSource:
+    """A model in a folder: with a config.json, or as one .gguf file, which `place` may also name itself."""
+    if (place / "config.json").is_file():
+        return ModelSource(name, kind, str(place), options)
+    files = [place] if place.is_file() else sorted(place.glob("*.gguf"))
+    if not files:
+        raise MeloraError(
+            f"model.name_or_path {name}: no config.json in {place}, nor a .gguf file; give a folder with a model in it"
+        )
+    if len(files) > 1:
+        raise MeloraError(
+            f"model.name_or_path {name}: {len(files)} .gguf files in {place}; give the path of one of them: "
+            f"{', '.join(file.name for file in files)}"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise MeloraError(
+            f"model.name_or_path {name}: {files[0].name} needs the package gguf; run `pip install 'melora[train]'`"
+        )
+    return ModelSource(name, kind, str(files[0].parent), {**options, "gguf_file": files[0].name})
 
 
 def _package_folder(name: str) -> Path | None:
-    """The model's folder in the installed package `name`: its get_model_path(), or its folder `model`."""
+    """The model's folder in the installed package `name`: itself, its folder `model`, or what get_model_path() says."""
     if not all(part.isidentifier() for part in name.split(".")):
         return None
     try:
@@ -79,11 +102,20 @@ def _package_folder(name: str) -> Path | None:
         return None
     if spec is None or not spec.submodule_search_locations:
         return None
-    inside = Path(spec.submodule_search_locations[0]) / "model"
-    if (inside / "config.json").is_file():
-        return inside
+    here = Path(spec.submodule_search_locations[0])
+    for folder in (here / "model", here):
+        # Found without an import: a package that carries a model may import a whole other stack to run it.
+        if (folder / "config.json").is_file() or any(folder.glob("*.gguf")):
+            return folder
     get_path = getattr(importlib.import_module(name), "get_model_path", None)
     return Path(get_path()) if callable(get_path) else None
+
+
+def _has_path_function(name: str) -> bool:
+    try:
+        return callable(getattr(importlib.import_module(name), "get_model_path", None))
+    except ImportError:
+        return False
 
 
 def _hub_problem(name: str, revision: str | None) -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import TrainingArguments
 
 from ..data import Split
-from ..recipe import DataSpec
+from ..recipe import DataSpec, Recipe
 
 if TYPE_CHECKING:
     from ..trainer import AdapterTrainer
@@ -113,6 +113,10 @@ class Task(ABC):
             MeloraError: a label that the training labels don't allow, with its row.
         """
 
+    def arrange(self, examples: list[dict[str, Any]], recipe: Recipe) -> list[dict[str, Any]]:
+        """The training examples as the trainer takes them: the same, unless several go into one."""
+        return examples
+
     @abstractmethod
     def collator(self, tokenizer: Any) -> Any:
         """What makes a batch of examples, padded to the longest of the batch."""
@@ -130,6 +134,30 @@ class Task(ABC):
     def predictions(self, logits: np.ndarray) -> dict[str, list[Any]]:
         """Columns to write for the user, in the data's own units and names, one value a row."""
 
+    def final_scores(self, model: Any, tokenizer: Any, split: Split, spec: DataSpec, batch: int) -> dict[str, Any]:
+        """Scores that are too dear for every evaluation: taken once, of the adapter that is kept; {} if there are none.
+
+        Args:
+            model: base model with its adapter.
+            tokenizer: its tokenizer.
+            split: the held-out rows.
+            spec: the recipe's data section.
+            batch: rows at a time.
+        """
+        return {}
+
+    def inputs(self, spec: DataSpec) -> dict[str, Any]:
+        """How a row becomes the model's input, as plain JSON values; stored beside the adapter."""
+        return {"text": spec.text_columns, "max_length": spec.max_length}
+
+    def describe_rows(self, spec: DataSpec) -> str:
+        """Which columns were trained on and how, in Markdown, for the model card."""
+        return f"text: {', '.join(f'`{name}`' for name in spec.text_columns)}; label: `{spec.label}`"
+
+    def preview(self, examples: list[dict[str, Any]], tokenizer: Any) -> list[str]:
+        """Lines that show what is trained on, for a dry run; none where the text itself says it all."""
+        return []
+
     @abstractmethod
-    def usage_lines(self) -> list[str]:
-        """Python that turns `logits` into a prediction, for the model card."""
+    def usage_lines(self, spec: DataSpec) -> list[str]:
+        """Python that uses `model` and `tokenizer` on a row's input, for the model card."""

@@ -79,8 +79,8 @@ class Classification(SequenceTask):
             "probability": probabilities[np.arange(len(chosen)), chosen].tolist(),
         }
 
-    def usage_lines(self) -> list[str]:
-        return ["prediction = base.config.id2label[logits.argmax().item()]"]
+    def prediction_line(self) -> str:
+        return "prediction = base.config.id2label[logits.argmax().item()]"
 
 
 def _labels(split: Split) -> list[Any]:

@@ -61,8 +61,8 @@ class Regression(SequenceTask):
     def predictions(self, logits: np.ndarray) -> dict[str, list[Any]]:
         return {"prediction": (logits.reshape(-1).astype(np.float64) * self.deviation + self.mean).tolist()}
 
-    def usage_lines(self) -> list[str]:
-        return [f"prediction = logits.item() * {self.deviation!r} + {self.mean!r}  # in the label's own unit"]
+    def prediction_line(self) -> str:
+        return f"prediction = logits.item() * {self.deviation!r} + {self.mean!r}  # in the label's own unit"
 
 
 def _numbers(split: Split) -> list[float]:

@@ -34,6 +34,13 @@ class SequenceTask(Task):
         rows = zip(*(encoded[name] for name in names), targets, strict=True)
         return Encoded([dict(zip((*names, "labels"), row, strict=True)) for row in rows], cut)
 
+    def usage_lines(self, spec: DataSpec) -> list[str]:
+        return ['logits = model(**tokenizer("a text", return_tensors="pt")).logits', self.prediction_line()]
+
+    def prediction_line(self) -> str:
+        """Python that turns `logits` of one row into a prediction."""
+        raise NotImplementedError
+
     def collator(self, tokenizer: Any) -> Any:
         from transformers import DataCollatorWithPadding
 

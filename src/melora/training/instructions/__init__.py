@@ -1,0 +1,1 @@
+"""Instruction tuning of causal language models: rows, prompt formats, token ids, trainer and answers."""
