@@ -49,7 +49,6 @@ def test_every_command_explains_itself(melora: Callable[..., Any], command: str)
         (["train", "r.yaml", "--overwrit"], "train: unknown argument '--overwrit'; `melora --help` shows"),
         (["inspect", "a", "b"], "unknown argument 'b'"),
         (["export", "a"], "--to"),
-        (["train", "r.yaml", "--resume", "--overwrite"], "not allowed with"),
     ],
 )
 def test_bad_usage_is_code_2(melora: Callable[..., Any], arguments: list[str], told: str) -> None:
