@@ -4,6 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from .places import described
 from .plan import Counts, ModulePlan
 from .recipe import Recipe
 from .source import ModelSource
@@ -41,16 +42,22 @@ def model_card(
         ("training time", f"{results['train_seconds']:.0f} s on {environment['machine']}"),
     ]
     rows = [(name, f"{value:.4f}") for name, value in results["metrics"].items()]
+    if "answers" in results:
+        answers = results["answers"]
+        rows.append((f"exact match of {answers['rows']} answers", f"{answers['exact_match']:.4f}"))
+    if "mismatched" in results:
+        other = results["mismatched"]
+        rows.append((f"accuracy on {other['rows']:,} mismatched rows", f"{other['accuracy']:.4f}"))
     data = recipe.data
-    sizes = f"{results['rows']['train']:,} rows of `{data.train}`"
-    scored = f"{results['rows']['validation']:,} rows of `{data.validation}`"
+    sizes = f"{results['rows']['train']:,} rows of `{described(data, 'train')}`"
+    scored = f"{results['rows']['validation']:,} rows of `{described(data, 'validation')}`"
     cut = sum(results["cut_rows"].values())
     return "\n".join(
         [
             f"---\n{_front_matter(recipe, source, task, results).to_yaml()}\n---",
             f"# {title}",
             "",
-            f"Trained on {sizes} (text: {', '.join(f'`{name}`' for name in data.text_columns)}; label: `{data.label}`; "
+            f"Trained on {sizes} ({task.describe_rows(data)}; "
             f"at most {data.max_length} tokens, {cut} rows cut). The validation rows chose the epoch, so the scores "
             "below are slightly optimistic.",
             "",
@@ -63,7 +70,7 @@ def model_card(
             "## Use",
             "",
             "```python",
-            *_reload_lines(source, task, method),
+            *_reload_lines(recipe, source, task, method),
             "```",
             "",
             *_notes(method),
@@ -72,7 +79,7 @@ def model_card(
 
 
 def _front_matter(recipe: Recipe, source: ModelSource, task: Task, results: dict[str, Any]) -> ModelCardData:
-    dataset = recipe.data.validation
+    dataset = described(recipe.data, "validation")
     scores = [
         EvalResult(
             task_type=f"text-{task.name}" if task.name == "classification" else task.name,
@@ -112,7 +119,7 @@ def _adapter_facts(recipe: Recipe, modules: list[ModulePlan], counts: Counts) ->
     return [(name, value) for name, value in facts if value != "-"]
 
 
-def _reload_lines(source: ModelSource, task: Task, method: str) -> list[str]:
+def _reload_lines(recipe: Recipe, source: ModelSource, task: Task, method: str) -> list[str]:
     imports, path = source.python()
     config = "".join(f", {key}={value!r}" for key, value in task.model_config().items())
     register = ["import melora  # registers MELORA with PEFT"] if method == "melora" else []
@@ -126,8 +133,7 @@ def _reload_lines(source: ModelSource, task: Task, method: str) -> list[str]:
         f"base = {task.auto_class}.from_pretrained({path}{config})",
         "model = PeftModel.from_pretrained(base, adapter).eval()",
         "tokenizer = AutoTokenizer.from_pretrained(adapter)",
-        'logits = model(**tokenizer("a text", return_tensors="pt")).logits',
-        *task.usage_lines(),
+        *task.usage_lines(recipe.data),
     ]
 
 

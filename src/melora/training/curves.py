@@ -27,7 +27,7 @@ def plot_curves(history: list[dict[str, Any]], task: Task, title: str, best_epoc
     loss_axes, score_axes = figure.subplots(1, 2)
     train = [(event["epoch"], event["loss"]) for event in history if "loss" in event]
     validation = [(event["epoch"], event["eval_loss"]) for event in history if "eval_loss" in event]
-    scores = [(event["epoch"], event[f"eval_{task.primary}"]) for event in history if "eval_loss" in event]
+    scores = [(event["epoch"], event[f"eval_{task.shown}"]) for event in history if "eval_loss" in event]
 
     if train:
         loss_axes.plot(*zip(*train, strict=True), color=_TRAIN, linewidth=1.2, label="training")
@@ -49,7 +49,7 @@ def plot_curves(history: list[dict[str, Any]], task: Task, title: str, best_epoc
     if loss_axes.lines:
         loss_axes.legend(frameon=False)
     loss_axes.set_ylabel(f"loss ({task.loss_unit})")
-    score_axes.set_ylabel(f"{task.primary} on the validation rows")
+    score_axes.set_ylabel(f"{task.shown} on the validation rows")
     loss_axes.set_ylim(bottom=0)
     for axes in (loss_axes, score_axes):
         axes.set_xlabel("epoch")

@@ -16,7 +16,7 @@ from ..errors import MeloraError
 from ..loading import load_adapter
 from .arguments import scoring_arguments
 from .base import Base, fingerprint, load_base, load_tokenizer
-from .data import read_split
+from .data import read_split, read_validation
 from .folder import ADAPTER, ENVIRONMENT, EVALUATION, open_run, read_json, write_json
 from .recipe import Recipe, parse_recipe
 from .saved import load_task
@@ -77,12 +77,12 @@ def evaluate(
     data: str | Path | None = None,
     predictions: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Score a run on its validation file or another file, and write evaluation.json into the run.
+    """Score a run on its validation rows or another file, and write evaluation.json into the run.
 
     Args:
         run: the run folder.
         overrides: changes to its recipe, such as data.max_length=128.
-        data: the file to score on instead of data.validation.
+        data: the file to score on, all of it, instead of the recipe's validation rows.
         predictions: a .csv or .parquet file to write the predictions to; it must not exist.
 
     Returns:
@@ -98,7 +98,7 @@ def evaluate(
         raise MeloraError(f"--predictions {target}: exists already; choose another file or remove it first")
     path, recipe = open_run(run)
     spec = parse_recipe(apply_overrides(recipe.to_dict(), overrides), f"run {path}").data
-    split = read_split("validation", data or spec.validation, spec)
+    split = read_validation(spec) if data is None else read_split("validation", data, spec)
     restored = restore(run, overrides)
     encoded = restored.task.encode(split, restored.tokenizer, spec)
     # The Trainer makes its output folder whether or not it writes anything.
@@ -106,6 +106,7 @@ def evaluate(
         args = scoring_arguments(restored.recipe, restored.task, Path(nowhere))
         trainer = build_trainer(restored.task, restored.tokenizer, model=restored.with_adapter(), args=args)
         output = trainer.predict(encoded.examples, metric_key_prefix="eval")
+        scores = restored.task.final_scores(trainer.model, restored.tokenizer, split, spec, args.eval_batch_size)
     if target is not None:
         _write_table(restored.task.predictions(output.predictions), target)
     metrics = output.metrics
@@ -114,9 +115,11 @@ def evaluate(
         "data": str(split.path),
         "rows": len(encoded.examples),
         "cut_rows": encoded.cut,
+        "dropped_rows": encoded.dropped,
         "primary": restored.task.primary,
         "metrics": {name: metrics[f"eval_{name}"] for name in names},
         "loss": metrics["eval_loss"],
+        **scores,
         "rows_per_second": round(metrics["eval_samples_per_second"], 1),
     }
     write_json(path / EVALUATION, result)

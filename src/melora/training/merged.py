@@ -13,14 +13,17 @@ from ..conversion import new_folder
 from ..errors import MeloraError
 from ..loading import load_adapter, read_adapter
 from .base import load_base, load_tokenizer
-from .data import read_split
+from .data import read_validation
 from .evaluate import restore
 from .folder import ADAPTER, RECIPE
+from .gguf import load_gguf
+from .places import described, is_at_hand
 from .recipe import ModelSpec
 from .saved import TASK, load_task
 from .source import ModelSource, find_model
 
 _ROWS = 64  # rows that the drift is measured on
+_LANGUAGE_ROWS = 4  # of language models, whose outputs are a vocabulary wide at every token
 _RANDOM_LENGTH = 32
 _AUTO_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
@@ -99,13 +102,14 @@ def _load_run(path: Path) -> tuple[PeftModel, _Parts]:
     restored = restore(path)
     spec, task, tokenizer = restored.recipe.data, restored.task, restored.tokenizer
     model = restored.with_adapter()
-    if Path(spec.validation).is_file():
-        rows = task.encode(read_split("validation", spec.validation, spec), tokenizer, spec).examples[:_ROWS]
+    if is_at_hand(spec):
+        rows = task.encode(read_validation(spec), tokenizer, spec).examples[: _rows(model)]
         batch = dict(task.collator(tokenizer)(rows))
         batch.pop("labels")
         batches, measured_on = [batch], f"{len(rows)} validation rows"
     else:
-        batches, measured_on = _random_batches(model), f"{_ROWS} random inputs ({spec.validation} is not there)"
+        absent = described(spec, "validation")
+        batches, measured_on = _random_batches(model), f"{_rows(model)} random inputs ({absent} is not there)"
     return model, _Parts(restored.source, tokenizer, batches, measured_on, path / ADAPTER / TASK)
 
 
@@ -122,7 +126,7 @@ def _load_adapter_folder(path: Path) -> tuple[PeftModel, _Parts]:
     else:
         base = _load_untold(source, str(files.config.task_type), files.shapes)
     model = load_adapter(base, path).eval()
-    parts = _Parts(source, load_tokenizer(source), _random_batches(model), f"{_ROWS} random inputs", task_file)
+    parts = _Parts(source, load_tokenizer(source), _random_batches(model), f"{_rows(model)} random inputs", task_file)
     return model, parts
 
 
@@ -132,15 +136,22 @@ def _load_untold(source: ModelSource, task_type: str, shapes: dict[str, tuple[in
     if task_type == "SEQ_CLS":
         heads = [shape[0] for key, shape in shapes.items() if key.endswith(_HEAD_WEIGHTS)]
         options.update({"num_labels": heads[-1]} if heads else {})
-    cls = getattr(transformers, _AUTO_CLASSES.get(task_type, "AutoModel"))
+    auto_class = _AUTO_CLASSES.get(task_type, "AutoModel")
+    if "gguf_file" in options:
+        return load_gguf(auto_class, source.path, torch.float32, options, on_meta=False)
+    cls = getattr(transformers, auto_class)
     return cls.from_pretrained(source.path, **options)
+
+
+def _rows(model: PeftModel) -> int:
+    return _LANGUAGE_ROWS if model.peft_config["default"].task_type == "CAUSAL_LM" else _ROWS
 
 
 def _random_batches(model: PeftModel) -> list[dict[str, torch.Tensor]]:
     """Inputs for a model without data: the same random tokens every time."""
     size = model.get_input_embeddings().num_embeddings
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(size, (_ROWS, _RANDOM_LENGTH), generator=draw)
+    ids = torch.randint(size, (_rows(model), _RANDOM_LENGTH), generator=draw)
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
 
 

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import yaml
 
 from ..errors import MeloraError
+from .dataspec import LARGEST_SEED
+from .dataspec import DataSpec as DataSpec
 from .schema import apply_overrides, check_keys, convert, positive, read_yaml
-
-LARGEST_SEED = 2**32 - 1  # numpy's limit
-LARGEST_LENGTH = 10_000_000
 
 
 @dataclass
@@ -38,38 +37,6 @@ class ModelSpec:
 
 
 @dataclass
-class DataSpec:
-    """The data: two files (.csv, .tsv, .jsonl or .parquet) with the same columns.
-
-    Args:
-        train: file to train on.
-        validation: file to score every epoch on, and to choose the best epoch by.
-        text: column, or two columns for pairs of texts.
-        label: column of the label: a number for regression, a whole number or a name for classification.
-        max_length: longest input in tokens; longer ones are cut, and the number of cut rows is reported.
-    """
-
-    train: str
-    validation: str
-    text: list[str] | str = field(default_factory=lambda: ["text"])
-    label: str = "label"
-    max_length: int = 256
-
-    def __post_init__(self) -> None:
-        self.text = [self.text] if isinstance(self.text, str) else list(self.text)
-        if not 1 <= len(self.text) <= 2 or len(set(self.text)) != len(self.text) or self.label in self.text:
-            raise MeloraError(
-                f"data.text: must be one column or two different ones, none of them the label {self.label!r}; "
-                f"got {self.text}"
-            )
-        positive("data.max_length", self.max_length, LARGEST_LENGTH)
-
-    @property
-    def text_columns(self) -> list[str]:
-        return list(self.text)
-
-
-@dataclass
 class Recipe:
     """A training run.
 
@@ -80,6 +47,8 @@ class Recipe:
         task: classification or regression.
         adapter: `method` (melora, or any method of PEFT) and that method's own config fields.
         training: any field of transformers.TrainingArguments.
+        head_learning_rate_ratio: learning rate of the modules that are trained whole, such as a new classifier, over
+            training.learning_rate; the reference takes 0.5.
         seed: of the new head, the adapter, dropout and the order of the data.
         idle_modules: regular expressions of adapted modules that may get no gradient, such as experts that few tokens
             reach; any other that gets none stops the run.
@@ -91,6 +60,7 @@ class Recipe:
     task: str = "classification"
     adapter: dict[str, Any] = field(default_factory=lambda: {"method": "melora"})
     training: dict[str, Any] = field(default_factory=dict)
+    head_learning_rate_ratio: float = 1.0
     seed: int = 0
     idle_modules: list[str] = field(default_factory=list)
 
@@ -100,6 +70,7 @@ class Recipe:
                 re.compile(pattern)
             except re.error as error:
                 raise MeloraError(f"idle_modules: {pattern!r} is no regular expression ({error}); escape it") from None
+        positive("head_learning_rate_ratio", self.head_learning_rate_ratio, 1e6)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise MeloraError(f"seed: must be from 0 to {LARGEST_SEED}, got {self.seed}")
         if not self.output.strip() or Path(self.output).name in ("", ".."):

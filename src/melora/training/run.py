@@ -110,7 +110,7 @@ def _train_in(
     modules, counts = plan_modules(model), count_parameters(model)
     prepare_checkpointing(model, args.activation_checkpointing_kwargs)
 
-    display = ProgressDisplay(console, [task.primary]) if console is not None and is_main() else None
+    display = ProgressDisplay(console, [task.shown]) if console is not None and is_main() else None
     callbacks = [MetricsFile(here / METRICS)] if is_main() else []
     trainer = build_trainer(
         task,
@@ -122,6 +122,7 @@ def _train_in(
         callbacks=[*callbacks, *([display] if display is not None else [])],
     )
     trainer.idle_modules = tuple(prepared.recipe.idle_modules)
+    trainer.head_rate_ratio = prepared.recipe.head_learning_rate_ratio
     try:
         with StopRequest() as trainer.stop:
             output = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
@@ -143,6 +144,7 @@ def _train_in(
         "epochs": float(trainer.state.epoch or 0.0),
         "steps": trainer.state.global_step,
         "learning_rate": args.learning_rate,
+        "head_learning_rate": args.learning_rate * prepared.recipe.head_learning_rate_ratio,
         "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "rows": prepared.rows,
         "cut_rows": prepared.cut,

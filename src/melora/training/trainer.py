@@ -6,10 +6,11 @@ import numpy as np
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from .guarded import Guarded
+from .optimizer import HeadRate
 from .tasks import Task
 
 
-class AdapterTrainer(Guarded, Trainer):
+class AdapterTrainer(HeadRate, Guarded, Trainer):
     """The trainer of tasks that transformers' Trainer serves as it is, and in front of other trainers a mixin."""
 
 

@@ -3,12 +3,16 @@
 from ...errors import MeloraError
 from ..schema import nearest
 from .base import Encoded, Task
+from .causal_lm import CausalLM
 from .classification import Classification
+from .glue import Cola, Mrpc, Qnli, Qqp, Rte, Sst2, Stsb, Wnli
+from .mnli import Mnli
 from .regression import Regression
 
 __all__ = ["TASKS", "Encoded", "Task", "task_class"]
 
-TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Classification, Regression)}
+_GLUE = (Cola, Sst2, Mrpc, Stsb, Qqp, Mnli, Qnli, Rte, Wnli)
+TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (Classification, Regression, CausalLM, *_GLUE)}
 
 
 def task_class(name: str) -> type[Task]:

@@ -57,6 +57,11 @@ class Task(ABC):
     loss_unit: ClassVar[str]
     needs_pad_in_config: ClassVar[bool] = False
 
+    @property
+    def shown(self) -> str:
+        """The score that is drawn and printed beside the loss."""
+        return self.primary
+
     @classmethod
     def data_section(cls) -> type[DataSpec]:
         """The type of the recipe's `data`; `data.read_rows` knows how to take a row's text and label by it."""

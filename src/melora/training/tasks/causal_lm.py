@@ -47,6 +47,10 @@ class CausalLM(Task):
     greater_is_better = False
     loss_unit = "nats per token"
 
+    @property
+    def shown(self) -> str:
+        return "perplexity"
+
     @classmethod
     def data_section(cls) -> type[DataSpec]:
         return InstructionData

@@ -1,6 +1,6 @@
 """Predict one of several classes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,7 +14,7 @@ class Classification(SequenceTask):
     """One class a row; the classes are the training labels, sorted."""
 
     name = "classification"
-    metric_names = ("accuracy", "macro_f1", "matthews")
+    metric_names: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "matthews")
     primary = "accuracy"
     loss_unit = "nats per row"
 

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Regression(SequenceTask):
     """
 
     name = "regression"
-    metric_names = ("pearson", "spearman", "mse")
+    metric_names: ClassVar[tuple[str, ...]] = ("pearson", "spearman", "mse")
     primary = "pearson"
     loss_unit = "squared standard deviations"
 
