@@ -58,7 +58,7 @@ class GlueClassification(Classification):
         class_names: by their number.
     """
 
-    metric_names = ("accuracy",)
+    metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
     columns: ClassVar[tuple[str, ...]] = ("sentence1", "sentence2")
     class_names: ClassVar[tuple[str, ...]]
 
