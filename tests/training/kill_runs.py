@@ -165,7 +165,9 @@ class Killer:
         self.counts["kills"] += 1
         self.counts["kills inside a save"] += unfinished.exists()
         self.counts["kills while the results were written"] += (partial / ADAPTER).exists()
-        self.counts["kills before the first checkpoint"] += partial.exists() and not newest_good(partial / CHECKPOINTS)
+        self.counts["kills before the first checkpoint"] += partial.exists() and not newest_good(
+            partial / CHECKPOINTS, tell=False
+        )
 
 
 def scores_of(run: Path) -> dict[str, Any]:

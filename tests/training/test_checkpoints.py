@@ -67,7 +67,9 @@ def test_a_damaged_one_is_replaced_when_its_step_is_reached_again(save: Save, tm
     ("limit", "left"),
     [(1, [1, 5]), (2, [1, 4, 5]), (3, [1, 3, 4, 5]), (None, [1, 2, 3, 4, 5]), (0, [1, 2, 3, 4, 5])],
 )
-def test_rotation_keeps_the_newest_and_their_best(save: Save, tmp_path: Path, limit: int | None, left: list[int]) -> None:
+def test_rotation_keeps_the_newest_and_their_best(
+    save: Save, tmp_path: Path, limit: int | None, left: list[int]
+) -> None:
     for step in range(1, 6):
         newest = save(step, 1)
     rotate(tmp_path, newest, limit)

@@ -28,6 +28,7 @@ def test_a_loss_that_ends_clearly_above_its_start_has() -> None:
     assert trend(noisy(1.0, 5) + noisy(1.5, 30)).ended_above()
     assert not trend(noisy(1.0, 5) + noisy(1.5, 30)).is_far_above()
     assert trend(noisy(1.0, 5) + noisy(4.0, 30)).is_far_above()
+    assert trend([1.0, 700.0, 900.0, 500.0, 700.0, *noisy(600.0, 30)]).is_far_above()
     assert not trend([1.0] * 5 + [9.0] * 10).is_far_above()  # too few steps to speak of
 
 

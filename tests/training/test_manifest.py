@@ -58,18 +58,18 @@ def test_a_manifest_cut_anywhere_is_no_manifest(folder: Path) -> None:
     content = (folder / MANIFEST).read_bytes()
     for size in range(len(content)):
         (folder / MANIFEST).write_bytes(content[:size])
-        with pytest.raises(ValueError, match="manifest.json is not readable"):
+        with pytest.raises(ValueError, match=r"manifest\.json is not readable"):
             verify(folder)
 
 
 def test_a_manifest_that_was_changed_is_no_manifest(folder: Path) -> None:
     values = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**values, "step": 13}))
-    with pytest.raises(ValueError, match=r"manifest.json has SHA-256 .*, not .* as it says itself"):
+    with pytest.raises(ValueError, match=r"manifest\.json has SHA-256 .*, not .* as it says itself"):
         verify(folder)
     (folder / MANIFEST).write_text("[]")
-    with pytest.raises(ValueError, match="manifest.json lists no files"):
+    with pytest.raises(ValueError, match=r"manifest\.json lists no files"):
         verify(folder)
     (folder / MANIFEST).unlink()
-    with pytest.raises(ValueError, match="manifest.json is missing"):
+    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
         verify(folder)

@@ -7,6 +7,7 @@ from typing import Any
 
 _FIRST, _RECENT = 5, 20  # steps
 _CLEARLY, _FAR = 1.25, 3.0  # times the loss at the start
+_AT_ONCE = 3.0  # times the first step's loss
 _LEAST = 0.05  # a loss this close to the start's is noise, however small that was
 
 
@@ -26,7 +27,11 @@ class LossTrend:
 
     @property
     def start(self) -> float | None:
-        return fmean(self.first) if self.first else None
+        """Of the first step alone, if the next ones are far from it already; None before the first step."""
+        if not self.first:
+            return None
+        mean = fmean(self.first)
+        return self.first[0] if mean > _AT_ONCE * self.first[0] else mean
 
     @property
     def end(self) -> float | None:
