@@ -16,6 +16,7 @@ from .checkpoints import all_checkpoints, clear_unfinished, newest_good
 from .lock import FileLock
 from .manifest import sync_files, sync_folder
 from .progress import finite
+from .ranks import rank, world_size
 from .recipe import Recipe, parse_recipe
 from .schema import read_yaml
 
@@ -95,6 +96,7 @@ class RunFolder:
                     f"output {self.final}: the interrupted run in {self.partial} has another {key} in its recipe; "
                     "resume it with that recipe, or choose another output=..."
                 )
+        self._check_processes()
         newest = newest_good(checkpoints)
         if newest is None and all_checkpoints(checkpoints):
             raise MeloraError(
@@ -102,6 +104,27 @@ class RunFolder:
                 "on from; start the run again with --overwrite, or choose another output=..."
             )
         return newest
+
+    def _check_processes(self) -> None:
+        file = self.partial / ENVIRONMENT
+        before = read_json(file).get("processes", 1) if file.is_file() else world_size()
+        if before != world_size():
+            raise MeloraError(
+                f"output {self.final}: the interrupted run in {self.partial} was made by {before} processes, not "
+                f"{world_size()}: its global batch and its place in the data would change; resume it with {before}"
+            )
+
+    def check_shared(self) -> None:
+        """Check, on a rank for which the main one made the folder, that it is there.
+
+        Raises:
+            MeloraError: this machine does not see it.
+        """
+        if not (self.partial / RECIPE).is_file():
+            raise MeloraError(
+                f"output {self.final}: rank {rank()} does not see {self.partial}, which the main process made; choose "
+                "a folder that all machines share"
+            )
 
     def create(self) -> None:
         """Make the partial folder with the recipe in it, or take up the one to go on with.

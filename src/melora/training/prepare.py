@@ -12,6 +12,7 @@ from .adapter import adapter_config, attach
 from .arguments import check_training
 from .base import fingerprint, load_base, load_tokenizer, longest_input
 from .data import Split, read_splits
+from .ranks import is_main
 from .recipe import Recipe
 from .source import ModelSource, find_model
 from .tasks import Encoded, Task, task_class
@@ -35,7 +36,7 @@ class Prepared:
         rows: how many rows of each there are, however many are packed into one example.
         cut: how many rows of each max_length cut.
         dropped: how many rows of each were left out because nothing to learn was left of them.
-        fingerprint: recognises the base model again; None on the meta device.
+        fingerprint: recognises the base model again; None on the meta device, and on all ranks but the main one.
     """
 
     recipe: Recipe
@@ -78,7 +79,7 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
 
     transformers.set_seed(recipe.seed)
     base = load_base(source, recipe.model, task, on_meta=on_meta)
-    mark = None if on_meta else fingerprint(base.model, base.new_modules)
+    mark = None if on_meta or not is_main() else fingerprint(base.model, base.new_modules)
     if base.new_modules:
         logger.info("new modules, trained and saved with the adapter: %s", ", ".join(base.new_modules))
     config = adapter_config(recipe.adapter, cls.peft_type, base.new_modules)

@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .sharded import whole_state
+from .fsdp import give_storage, name_layers
+from .sharded import reshard, whole_state
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -13,6 +14,12 @@ else:
 class Ranked(Trainer):
     """A mixin in front of transformers' Trainer or a subclass of it."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            give_storage(self.model)
+            name_layers(self.model, self.accelerator.state.fsdp_plugin)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's, but of a sharded model only the adapter is gathered, not the frozen base with it."""
         state = whole_state(self.model)
@@ -20,6 +27,10 @@ class Ranked(Trainer):
             super().save_model(output_dir, _internal_call)
         else:
             self._save(output_dir, state_dict=state)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        reshard(self.model)
+        super()._save_checkpoint(model, trial)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import MeloraError
-from . import fsdp_cpu
+from . import fsdp
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -49,8 +49,8 @@ def join(*, use_cpu: bool) -> None:
         return
     from accelerate import PartialState
 
-    if fsdp_cpu.is_wanted():
-        fsdp_cpu.allow()
+    if fsdp.is_on_cpus():
+        fsdp.allow_cpus()
     PartialState(cpu=use_cpu or on_cpus())
 
 

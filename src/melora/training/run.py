@@ -20,7 +20,7 @@ from .losses import LossTrend, lower_rate
 from .plan import count_parameters, plan_modules
 from .prepare import Prepared, prepare
 from .progress import MetricsFile, ProgressDisplay
-from .ranks import in_turns, is_main, join, main_only, together
+from .ranks import gather, in_turns, is_main, join, main_only, together
 from .recipe import Recipe
 from .saved import save_adapter
 from .schema import one_line
@@ -74,6 +74,8 @@ def train(
         if on_ready is not None:
             on_ready(prepared, args)
     main_only(folder.create)
+    with together():
+        folder.check_shared()
     try:
         results = _train_in(folder, prepared, args, console)
     except KeyboardInterrupt:
@@ -87,6 +89,7 @@ def train(
             "stopped by SIGTERM after step %d, which is saved; the same command with --resume goes on from there",
             stopped.step,
         )
+        gather(None)  # the launcher ends all ranks once one has ended
         raise
     except Exception as error:
         checkpoint = folder.abandon() if is_main() else None

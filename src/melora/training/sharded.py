@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 _CHECKPOINTED = "_checkpoint_wrapped_module."  # what FSDP's own activation checkpointing puts into names
@@ -35,10 +36,21 @@ def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     That is all trainable parameters and all buffers (some methods keep theirs there), and none of the frozen base:
     gathering that could take more memory than any rank has. Every rank must call this.
     """
+    reshard(model)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not any(is_sharded(parameter) for parameter in trainable.values()):
         return None
     return whole({**trainable, **dict(model.named_buffers())})
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Let FSDP2 take its gathered weights out of the model again.
+
+    After an evaluation the root's are still there, as plain parameters that the optimiser does not know.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
