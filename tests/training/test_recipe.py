@@ -37,7 +37,8 @@ def test_the_resolved_recipe_gives_the_same_recipe(make_recipe: Callable[..., Re
         ({"model": "m"}, "model: must hold keys (a mapping), got 'm'"),
         ({"model": {"name_or_path": " "}}, "model.name_or_path: is empty; give a folder"),
         ({"model": {"name_or_path": "m", "dtype": "int8"}}, "model.dtype: must be of type Literal"),
-        ({"data": {"train": "a.csv"}}, "recipe: key data.validation is missing"),
+        ({"data": {"train": "a.csv"}}, "data.validation: is missing; give a file, or data.holdout"),
+        ({"head_learning_rate_ratio": 0}, "head_learning_rate_ratio: must be a finite number above 0"),
         ({"data": {**SMALLEST["data"], "max_length": 0}}, "data.max_length: must be a finite number above 0"),
         (
             {"data": {**SMALLEST["data"], "max_length": 10**9}},
