@@ -7,6 +7,7 @@ from rich.table import Table
 
 from ..training.evaluate import evaluate
 from ..training.folder import EVALUATION
+from .train import show_answers
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -17,6 +18,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for name, value in {**result["metrics"], "loss": result["loss"]}.items():
         table.add_row(name, f"{value:.4f}")
     console.print(table)
+    show_answers(result, console)
     console.print(
         f"written: {args.run}/{EVALUATION}" + (f", {args.predictions}" if args.predictions else ""), markup=False
     )

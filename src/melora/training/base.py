@@ -9,7 +9,8 @@ import transformers
 from safetensors import SafetensorError
 
 from ..errors import MeloraError
-from .gguf import load_gguf
+from .gguf import DAMAGED, load_gguf
+from .quantized import prepare_quantized, quantization_config, quantized_names
 from .recipe import ModelSpec
 from .schema import one_line
 from .source import ModelSource
@@ -42,7 +43,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(source.path, **source.options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *DAMAGED) as error:
         raise MeloraError(f"model {source.name}: no usable tokenizer: {one_line(error)}") from None
 
 
@@ -54,7 +55,7 @@ def longest_input(source: ModelSource, tokenizer: Any) -> int:
     """
     try:
         config = transformers.AutoConfig.from_pretrained(source.path, **source.options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, *DAMAGED) as error:
         raise MeloraError(f"model {source.name}: no usable config.json: {one_line(error)[:300]}") from None
     limit = int(tokenizer.model_max_length)
     return min(limit, getattr(config, "max_position_embeddings", None) or limit)
@@ -72,10 +73,17 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
     Raises:
         MeloraError: the checkpoint is damaged, or there is no such head for this kind of model.
     """
+    quantization = quantization_config(spec)
     if "gguf_file" in source.options:
+        if quantization is not None:
+            raise MeloraError(
+                f"model.quantization: {source.name} is a GGUF file, which is read as {spec.dtype}; leave the key out"
+            )
         return _load_gguf(source, spec, task, on_meta=on_meta)
     cls = getattr(transformers, task.auto_class)
-    placed = {"device_map": "meta"} if on_meta else {}
+    placed: dict[str, Any] = {"device_map": "meta"} if on_meta else {}
+    if quantization is not None:
+        placed["quantization_config"] = quantization
     try:
         model, report = cls.from_pretrained(
             source.path,
@@ -92,6 +100,8 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
     missing = model.config.pad_token_id is None and "pad_token_id" in model.config.to_dict()
     if task.needs_pad_in_config and missing:
         raise MeloraError(f"model {source.name}: its config has no pad_token_id, which batches of texts need; set one")
+    if quantization is not None:
+        prepare_quantized(model)
     return Base(source, model, new_modules(report["missing_keys"]))
 
 
@@ -101,7 +111,7 @@ def _load_gguf(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: boo
     try:
         dtype = getattr(torch, spec.dtype)
         model = load_gguf(task.auto_class, source.path, dtype, source.options, on_meta=on_meta)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, *DAMAGED) as error:
         raise MeloraError(f"model {source.name}: can't be loaded from GGUF: {one_line(error)[:300]}") from None
     return Base(source, model, [])
 
@@ -119,13 +129,16 @@ def new_modules(missing_keys: set[str] | list[str]) -> list[str]:
 def fingerprint(model: Any, new: list[str]) -> str:
     """A SHA-256 over the names, shapes and 64 evenly spaced values of every tensor that the checkpoint gave.
 
+    Of a quantised model that is what was left alone: embeddings, norms, biases.
+
     Args:
         model: the base model, before an adapter is in it.
         new: modules whose weights are not the checkpoint's.
     """
     digest = hashlib.sha256()
+    quantized = quantized_names(model)
     for name, tensor in sorted(model.state_dict().items()):
-        if any(name.startswith(f"{module}.") for module in new):
+        if name in quantized or any(name.startswith(f"{module}.") for module in new):
             continue
         flat = tensor.detach().reshape(-1)
         step = max(1, flat.numel() // _SAMPLE)

@@ -32,7 +32,7 @@ def save_adapter(
     tokenizer.save_pretrained(str(folder))
     config = read_json(folder / ADAPTER_CONFIG)
     # A folder is recorded whole; a package or hub id by its name, which holds on other machines too.
-    config["base_model_name_or_path"] = str(Path(source.path).absolute()) if source.kind == "folder" else source.name
+    config["base_model_name_or_path"] = source.location if source.kind == "folder" else source.name
     write_json(folder / ADAPTER_CONFIG, config)
     write_json(folder / TASK, {"task": task.name, **task.state(), **task.inputs(recipe.data)})
 

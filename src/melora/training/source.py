@@ -30,6 +30,12 @@ class ModelSource:
     path: str
     options: dict[str, Any]
 
+    @property
+    def location(self) -> str:
+        """The absolute path of a folder's model, or of its .gguf file where that was named."""
+        named = Path(self.name).expanduser()
+        return str((named if named.is_file() else Path(self.path)).absolute())
+
     def python(self) -> tuple[list[str], str]:
         """(import lines, arguments) that make from_pretrained load it in a Python example."""
         imports, path = [], repr(self.name)
