@@ -3,6 +3,7 @@
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -66,6 +67,8 @@ def _show_plan(prepared: Prepared, args: TrainingArguments, console: Console) ->
         table.add_row(module.name, f"{module.d_out} x {module.d_in}", *shown, f"{module.parameters:,}")
     console.print(table)
     _show_start(prepared, args, console)
+    for line in prepared.task.preview(prepared.train, prepared.tokenizer):
+        console.print(line, markup=False)
     estimate = estimate_memory(prepared, args)
     total = estimate.pop("total")
     parts = ", ".join(f"{name} {_size(value)}" for name, value in estimate.items())
@@ -77,8 +80,19 @@ def _show_result(result: RunResult, console: Console) -> None:
     results = result.results
     scores = "  ".join(f"{name} {value:.4f}" for name, value in results["metrics"].items())
     console.print(f"kept epoch {results['best_epoch']:g} after {clock(results['train_seconds'])} of training: {scores}")
+    show_answers(results, console)
     console.print(f"run      {result.path}", markup=False)
     console.print(f"adapter  {result.path / ADAPTER}   curves {result.path / CURVES}", markup=False)
+
+
+def show_answers(results: dict[str, Any], console: Console) -> None:
+    """The line on generated answers, where there are any."""
+    found = results.get("answers")
+    if found is not None:
+        console.print(
+            f"answers  exact match {found['exact_match']:.4f}: {found['correct']} of {found['rows']} rows, "
+            f"{found['unfinished']} unfinished after {found['answer_tokens']} tokens"
+        )
 
 
 def _size(count: int) -> str:
