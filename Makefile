@@ -11,6 +11,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 # Trainers that pin older versions of melora's dependencies: unpacked without theirs, and with what their plugin modules import.
 TRAINERS := axolotl==0.19.0 llamafactory==0.9.5 addict==2.4.0 omegaconf==2.4.0 antlr4-python3-runtime==4.13.2
 TRAINERS_DIR := $(VENV)/trainers
+# The kernels' tests need Triton. A CUDA build of torch brings the one that fits it, which constraints.txt must not replace.
+TRITON := 3.9.0
 PYTEST_ARGS ?=
 lora ?= false
 
@@ -70,6 +72,7 @@ $(VENV)/.demo: $(VENV)/.created pyproject.toml constraints.txt demo/models.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --quiet --no-deps triton==$(TRITON)
 	@touch $@
 
 $(TRAINERS_DIR): $(VENV)/.dev

@@ -4,6 +4,12 @@ import os
 from importlib.metadata import version
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Without a GPU the Triton kernels run in Triton's interpreter. It reads this when it is imported, by whichever test
+    # comes first; nothing else here runs Triton on a CPU.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

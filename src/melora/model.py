@@ -23,6 +23,7 @@ from .layer import MeloraLayer
 from .loading import check_state_dict
 from .merge_all import merge_all
 from .mixed_batch import route_by_name
+from .ops.backend import chosen_backend
 from .parameters import ParamWrapper
 from .targets import check_targets, module_settings
 from .tied import untied
@@ -48,6 +49,7 @@ class MeloraModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
+        chosen_backend()  # raises where MELORA_BACKEND names none that can be used
         if state_dict is None:  # else the tensors' names, not the config, say which modules are meant
             config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
             check_targets(model, config)
