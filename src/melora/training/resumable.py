@@ -102,7 +102,15 @@ class Resumable(Ranked):
             "seconds": self._seconds_before + time.monotonic() - self._began,
             "losses": self.losses.state(),
             "moving_steps": self.moving_steps,
+            "own": self.own_progress(),
         }
+
+    def own_progress(self) -> dict[str, Any]:
+        """Plain values that a subclass's library keeps in memory alone, for `load_own_progress`."""
+        return {}
+
+    def load_own_progress(self, values: dict[str, Any]) -> None:
+        """Go on from what `own_progress` gave when the checkpoint was written."""
 
     def _cannot_write(self, folder: Path, error: Exception) -> TrainingError:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -141,6 +149,7 @@ class Resumable(Ranked):
         self._seconds_before = progress["seconds"]
         self.losses.load(progress["losses"])
         self.moving_steps = progress["moving_steps"]
+        self.load_own_progress(progress["own"])
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # the Trainer would take one step more before it looks

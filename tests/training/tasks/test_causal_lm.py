@@ -231,3 +231,38 @@ def test_cut_and_dropped_rows_stand_in_the_results(instruct_values: dict[str, An
     results = train(parse_recipe(values)).results
     assert results["cut_rows"]["train"] == sum(length > 48 for length in lengths) > 0
     assert results["dropped_rows"] == {"train": 0, "validation": 0}
+
+
+def test_a_resumed_run_logs_what_one_left_alone_logs(
+    instruct_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL keeps its token counts and running means in memory alone; the interruption falls between two log entries."""
+    training = {**instruct_values["training"], "max_steps": 8, "eval_strategy": "steps", "eval_steps": 3}
+    values = {**instruct_values, "training": {**training, "logging_steps": 4}}
+    whole = train(parse_recipe({**values, "output": str(tmp_path / "whole")})).path
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+    recipe = parse_recipe({**values, "output": str(tmp_path / "cut")})
+    original = SftAdapterTrainer.__init__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            SftAdapterTrainer,
+            "__init__",
+            lambda self, **kwargs: (original(self, **kwargs), self.add_callback(Interrupt()))[0],
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe)
+    resumed = train(recipe, resume=True).path
+    logs = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, resumed)]
+    for events in logs:
+        for event in events:
+            for key in [key for key in event if key.endswith(("seconds", "runtime", "per_second"))]:
+                del event[key]
+    assert logs[0] == logs[1]
+    assert any("mean_token_accuracy" in event for event in logs[0])
+    adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (whole, resumed)]
+    assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])

@@ -52,6 +52,14 @@ class SftAdapterTrainer(TokenLosses, AdapterTrainer, SFTTrainer):
         finally:
             self.data_collator = training
 
+    def own_progress(self) -> dict[str, Any]:
+        """The means that SFTTrainer (TRL 1.16) adds to the next entry of the log, and its count of tokens."""
+        return {"means": dict(self._metrics["train"]), "tokens": self._total_train_tokens}
+
+    def load_own_progress(self, values: dict[str, Any]) -> None:
+        self._metrics["train"].update(values["means"])
+        self._total_train_tokens = values["tokens"]
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """melora writes its own card, once the run is over; SFTTrainer would at every checkpoint."""
 
