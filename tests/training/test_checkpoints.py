@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from melora.training.checkpoints import UNFINISHED, all_checkpoints, finish_checkpoint, newest_good, rotate, step_of
+from melora.training.checkpoints import (
+    UNFINISHED,
+    all_checkpoints,
+    finish_checkpoint,
+    newest_good,
+    rotate,
+    size_of_newest,
+    step_of,
+)
 
 Save = Callable[..., Path]
 
@@ -89,6 +97,13 @@ def test_rotation_after_a_fall_back_keeps_the_one_just_written(save: Save, tmp_p
         save(step)
     rotate(tmp_path, tmp_path / "checkpoint-2", 1)
     assert names(tmp_path) == ["checkpoint-2"]
+
+
+def test_the_size_of_the_newest_complete_one(save: Save, tmp_path: Path) -> None:
+    assert size_of_newest(tmp_path) is None
+    save(1)
+    (save(12) / "weights").unlink()
+    assert size_of_newest(tmp_path) == len("of step 1")
 
 
 def test_the_name_of_a_checkpoint() -> None:

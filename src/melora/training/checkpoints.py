@@ -111,6 +111,16 @@ def rotate(folder: Path, newest: Path, limit: int | None) -> None:
             clear_unfinished(folder)
 
 
+def size_of_newest(folder: Path) -> int | None:
+    """Bytes of the newest complete checkpoint, or None."""
+    for checkpoint in all_checkpoints(folder):
+        try:
+            return sum(int(file["size"]) for file in verify(checkpoint, content=False)["files"].values())
+        except ValueError:
+            continue
+    return None
+
+
 def _complete(folder: Path, newest: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     yield newest, read_manifest(newest)
     for checkpoint in all_checkpoints(folder):

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .checkpoints import UNFINISHED, clear_unfinished, finish_checkpoint, rotate, step_of
+from .checkpoints import UNFINISHED, clear_unfinished, finish_checkpoint, rotate, size_of_newest, step_of
 from .failures import Stopped, TrainingError
 from .losses import LossTrend
 from .manifest import read_manifest
@@ -115,11 +115,13 @@ class Resumable(Ranked):
     def _cannot_write(self, folder: Path, error: Exception) -> TrainingError:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free
+        # Before the first checkpoint a guess: weights, two moments of the optimiser, and small files.
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        needed = size_of_newest(folder) or 3 * trained + 100_000
         return TrainingError(
             f"the checkpoint of step {self.state.global_step} can't be written to {folder}: {one_line(error)} "
-            f"({free / 1e6:,.1f} MB are free there, a checkpoint takes about {3 * trained / 1e6 + 1:,.1f} MB); make "
-            "room and go on with --resume"
+            f"({free / 1e6:,.2f} MB are free there, a checkpoint takes about {needed / 1e6:,.2f} MB); make room and "
+            "go on with --resume"
         )
 
     # Going on
