@@ -56,7 +56,7 @@ def test_runs_are_made_once_recorded_and_reported(
     records = {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results" / "mrpc").iterdir()}
     assert set(records) == {"melora-s3", "lora-s3"}
     assert all(record["recipe"]["seed"] == 3 for record in records.values())
-    rows = list(csv.DictReader((tmp_path / "results" / "results.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "results" / "results.csv").read_text().splitlines()))
     assert [(row["method"], row["metric"]) for row in rows] == [
         ("lora r=4", "accuracy"),
         ("lora r=4", "f1"),
