@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from melora import MeloraConfig
-from melora.fusion import dense_weight
+from melora.fusion import dense_weight, is_fresh
 
 
 class Odd(nn.Linear):
@@ -100,3 +100,39 @@ def test_both_paths_agree_and_hooks_see_the_bases_own_output(dropout: float) -> 
     for fused, separate in zip(*results, strict=True):
         torch.testing.assert_close(fused, separate, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(seen[0], torch.nn.functional.linear(x, layer.base_layer.weight, layer.base_layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("base", "fresh"),
+    [
+        (nn.Linear(4, 6), True),
+        (Conv1D(6, 4), True),
+        (Odd(4, 6), False),
+        (nn.Identity(), False),
+        (_with_replaced_forward(), False),
+        (_with_hook("register_forward_hook", lambda *_: None), False),
+        (_with_hook("register_forward_pre_hook", lambda *_: None), False),
+    ],
+)
+def test_only_known_and_unwatched_bases_answer_with_what_may_be_overwritten(base: nn.Module, fresh: bool) -> None:
+    assert is_fresh(base, base(X)) is fresh
+
+
+def test_a_hooks_own_output_is_neither_overwritten_nor_lost_for_its_gradient() -> None:
+    """tanh's gradient comes from its output: added to in place, it would fail in the backward pass."""
+    seen: list[torch.Tensor] = []
+
+    def squash(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.tanh())
+        return seen[-1]
+
+    config = MeloraConfig(r=1, n=2, init_weights=False, target_modules=["0"])
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 6)), config).double()
+    layer: Any = model.base_model.model[0]
+    layer.base_layer.register_forward_hook(squash)
+    x = X.double().requires_grad_()
+    y = model(x)
+    squashed = torch.tanh(torch.nn.functional.linear(x, layer.base_layer.weight, layer.base_layer.bias))
+    torch.testing.assert_close(seen[0], squashed)
+    torch.testing.assert_close(y, squashed + layer.adapter_output("default", x))
+    y.sum().backward()

@@ -44,6 +44,34 @@ def test_forward(tiny_llama: Any) -> None:
     torch.testing.assert_close(model(IDS, adapter_names=NAMES).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("leading", [(), (3,)])
+def test_many_adapters_of_few_shapes_are_grouped_and_differentiated(leading: tuple[int, ...]) -> None:
+    shapes = {"p": (2, 4), "q": (2, 4), "s": (3, 2), "t": (2, 4), "u": (3, 2), "v": (1, 8)}
+    model: Any = None
+    for name, (r, n) in shapes.items():
+        config = MeloraConfig(r=r, n=n, target_modules=["0"], init_weights=False, lora_alpha=ord(name) - 96)
+        if model is None:
+            model = get_peft_model(nn.Sequential(nn.Linear(8, 16)), config, adapter_name=name)
+        else:
+            model.add_adapter(name, config)
+    layer = model.eval().double().base_model.model[0]
+    for factor in layer.parameters():
+        factor.requires_grad_()
+    names = ["q", "p", "__base__", "s", "v", "q", "u", "t", "q"]
+    x = torch.randn(len(names), *leading, 8).double().requires_grad_()
+    rows = []
+    for row, name in zip(x, names, strict=True):
+        y = layer.base_layer(row)
+        rows.append(y if name == "__base__" else y + layer.adapter_output(name, row))
+    expected = torch.stack(rows)
+    y = layer(x, adapter_names=names)
+    torch.testing.assert_close(y, expected)
+    leaves = [x, *layer.parameters()]
+    grad = torch.randn_like(y)
+    for got, want in zip(*(torch.autograd.grad(value, leaves, grad) for value in (y, expected)), strict=True):
+        torch.testing.assert_close(got, want)
+
+
 @torch.no_grad()
 def test_base_alone_is_the_base(tiny_llama: Any) -> None:
     model = two_adapters(tiny_llama, "q_proj")

@@ -76,8 +76,16 @@ class AdaptedLayer(nn.Module, MergingLayer):
                 f"{len(adapter_names)} and {len(x)} respectively."
             )
         result: torch.Tensor = self.base_layer(x, *args, **kwargs)
-        for name in sorted(set(adapter_names) & self.scaling.keys()):
-            rows = torch.tensor([i for i, other in enumerate(adapter_names) if other == name], device=x.device)
+        rows_of: dict[str, list[int]] = {}
+        for i, name in enumerate(adapter_names):
+            if name in self.scaling:
+                rows_of.setdefault(name, []).append(i)
+        return self.add_mixed(result, x, rows_of)
+
+    def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
+        """The base's output plus that of each adapter, on the rows of x that it is given."""
+        for name, indices in rows_of.items():
+            rows = torch.tensor(indices, device=x.device)
             output = self.adapter_output(name, x.index_select(0, rows))
             result = result.index_add(0, rows, output.to(result.dtype))
         return result

@@ -101,8 +101,10 @@ class MeloraLayer(BaseTunerLayer):
 
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(A, B) of an adapter: (n, r, d_in / n) and (n, d_out / n, r)."""
-        A, B = (getattr(self, name)[adapter].weight for name in self.adapter_layer_names)
-        return A, B
+        # Not by attribute and ModuleDict's []: nn.Module's __getattr__ shows in the time of one decoded token.
+        modules = cast(nn.Module, self)._modules
+        A, B = (cast(nn.ModuleDict, modules[name])._modules[adapter] for name in self.adapter_layer_names)
+        return cast(MiniFactors, A).weight, cast(MiniFactors, B).weight
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool | str) -> None:

@@ -7,8 +7,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapted import AdaptedLayer
-from .fusion import dense_weight
-from .ops import block_lora
+from .fusion import dense_weight, is_fresh, may_add
+from .ops import add_block_lora, block_lora, grouped_block_lora
 from .shapes import diagonal_blocks
 
 
@@ -20,35 +20,71 @@ class Linear(AdaptedLayer):
 
     def adapted_forward(self, active: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x (..., d_in) -> (..., d_out), in the dtype that the base layer answers with."""
-        weight = None if args or kwargs or not active else dense_weight(self.base_layer, x)
+        base = self._modules["base_layer"]  # in decoding, nn.Module's attribute look-up is a tenth of the time
+        assert base is not None
+        weight = None if args or kwargs or not active else dense_weight(base, x)
         if weight is None:
-            return cast(torch.Tensor, super().adapted_forward(active, x, *args, **kwargs))
-        first, *others = active
-        result = self.adapter_output(first, x, weight, cast(torch.Tensor | None, self.base_layer.bias))
-        for name in others:
-            result = result + self.adapter_output(name, x).to(result.dtype)
+            result = cast(torch.Tensor, base(x, *args, **kwargs))
+            fresh = bool(active) and is_fresh(base, result)
+        else:
+            first, *active = active
+            dtype = self.autocast_dtype(x)
+            bias = cast(torch.Tensor | None, base.bias)
+            if dtype != x.dtype:
+                # The casts that F.linear does for the base, done once here for base and adapter.
+                bias = None if bias is None else bias.to(dtype)
+                weight = weight.to(dtype)
+            A, B, scaling, dropout = self._arguments(first, dtype)
+            cast_x = x if dtype == x.dtype else x.to(dtype)
+            result, fresh = block_lora(cast_x, A, B, scaling, weight=weight, bias=bias, dropout=dropout), True
+        for name in active:
+            result = self._add_output(result, name, x, in_place=fresh)
+            fresh = True
         return result
 
-    def adapter_output(
-        self, name: str, x: torch.Tensor, weight: torch.Tensor | None = None, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """The adapter's share of the output, with the base's where `weight` is given, in x's or autocast's dtype."""
+    def _add_output(self, result: torch.Tensor, name: str, x: torch.Tensor, in_place: bool) -> torch.Tensor:
+        """result + the adapter's share, into `result` itself where `in_place` allows."""
         dtype = self.autocast_dtype(x)
-        if dtype != x.dtype:
-            # The casts that F.linear does for the base, done once here for base and adapter.
-            x = x.to(dtype)
-            weight = None if weight is None else weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        if not may_add(result, x, dtype):
+            return result + self.adapter_output(name, x).to(result.dtype)
+        A, B, scaling, dropout = self._arguments(name, dtype)
+        return add_block_lora(result, x.to(dtype), A, B, scaling, dropout=dropout, in_place=in_place)
+
+    def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
+        """All adapters of one n and r in one grouped product; dropout, which mixing has no use for, in the loop."""
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name in rows_of:
+            groups.setdefault((self.n[name], self.r[name]), []).append(name)
+        for names in groups.values():
+            if len(names) == 1 or any(self._arguments(name, x.dtype)[3] for name in names):
+                result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
+                continue
+            dtype = self.autocast_dtype(x)
+            A, B, scaling, _ = zip(*(self._arguments(name, dtype) for name in names), strict=True)
+            rows = torch.tensor([i for name in names for i in rows_of[name]], device=x.device)
+            index = torch.tensor([k for k, name in enumerate(names) for _ in rows_of[name]], device=x.device)
+            # Stacked anew in each call: a batch has no more adapters than rows, and a cache of stacks could not see
+            # all ways to change a factor (a write through .data leaves no trace).
+            factors = torch.stack(A), torch.stack(B), torch.tensor(scaling, dtype=dtype, device=x.device)
+            output = grouped_block_lora(x.index_select(0, rows).to(dtype), *factors, index)
+            result = result.index_add(0, rows, output.to(result.dtype))
+        return result
+
+    def adapter_output(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The adapter's share of the output, in x's or autocast's dtype."""
+        dtype = self.autocast_dtype(x)
+        A, B, scaling, dropout = self._arguments(name, dtype)
+        return block_lora(x.to(dtype), A, B, scaling, dropout=dropout)
+
+    def _arguments(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+        """A and B in `dtype`, scaling, and the dropout that applies now."""
         A, B = self.factors(name)
-        dropout = self.melora_dropout[name]
-        return block_lora(
-            x,
+        dropout = cast(nn.ModuleDict, self._modules["melora_dropout"])._modules[name]
+        return (
             A if A.dtype == dtype else A.to(dtype),  # the test is 10 times cheaper than a cast to the same dtype
             B if B.dtype == dtype else B.to(dtype),
             self.scaling[name],
-            weight=weight,
-            bias=bias,
-            dropout=dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,
+            dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
         )
 
     def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:

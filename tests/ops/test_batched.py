@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from melora.ops import block_lora, block_lora_reference
+from melora.ops.keep_bits import draw, full_mask, keep_scale
 
 NAMES = ("x", "weight", "bias", "A", "B")
 
@@ -155,27 +157,85 @@ def test_keeps_x_itself_and_the_small_product_alone() -> None:
     assert extra == [30 * 4 * 2]
 
 
-def test_dropout_keeps_a_mask_of_one_byte_an_element_and_no_copy() -> None:
+@pytest.mark.parametrize("p", [0.3, 0.5])
+def test_dropout_keeps_one_bit_an_element_and_no_copy(p: float) -> None:
     t = make(n=4, r=2, block_in=16, block_out=16, leading=(30,))
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
-        call(block_lora, t, dropout=0.1)
+        call(block_lora, t, dropout=p)
     own = {t[name].untyped_storage().data_ptr() for name in NAMES}
-    extra = {v.dtype: v.numel() for v in kept if v.untyped_storage().data_ptr() not in own}
-    assert extra == {torch.float64: 30 * 4 * 2, torch.bool: 30 * 64}
+    extra = {v.dtype: v.untyped_storage().nbytes() for v in kept if v.untyped_storage().data_ptr() not in own}
+    assert extra == {torch.float64: 30 * 4 * 2 * 8, torch.int64: 30 * 64 // 8}
+
+
+def masked_reference(t: dict[str, Any], p: float, seed: int) -> torch.Tensor:
+    """The loop on x times the mask that `block_lora` draws after this seed, in plain PyTorch."""
+    torch.manual_seed(seed)
+    x = t["x"]
+    mask = full_mask(x, draw(x.numel(), p, x.device)) * keep_scale(p)
+    y = block_lora_reference(x * mask, t["A"], t["B"], 0.7)
+    return y if t["weight"] is None else y + torch.nn.functional.linear(x, t["weight"], t["bias"])
 
 
 @pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
-def test_dropout_is_nn_dropout_on_the_adapters_input(base: bool) -> None:
-    t = make(base=base)
+@pytest.mark.parametrize("p", [0.05, 0.5, 1.0])
+# 700 x 256 elements are more than one chunk; 4 x 5 channels share words between rows.
+@pytest.mark.parametrize(("n", "r", "block", "rows"), [(4, 1, 64, 700), (4, 3, 64, 700), (4, 2, 5, 7)])
+def test_dropout_masks_the_adapters_input_alone_and_the_gradients_with_the_same_mask(
+    n: int, r: int, block: int, rows: int, p: float, base: bool
+) -> None:
+    t = make(n, r, block, 3, (rows,), base=base)
+    leaves = [t[name] for name in NAMES if t[name] is not None]
+    grad = torch.randn(rows, n * 3, dtype=torch.float64)
     torch.manual_seed(5)
-    y = call(block_lora, t, dropout=0.5)
-    torch.manual_seed(5)
-    dropped = torch.nn.functional.dropout(t["x"], 0.5)
-    expected = block_lora_reference(dropped, t["A"], t["B"], 0.7)
-    if base:
-        expected = expected + torch.nn.functional.linear(t["x"], t["weight"], t["bias"])
-    torch.testing.assert_close(y, expected)
+    y = call(block_lora, t, dropout=p)
+    expected = masked_reference(t, p, 5)
+    torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
+    unused = {"allow_unused": True, "materialize_grads": True}
+    got = torch.autograd.grad(y, leaves, grad)
+    for value, want in zip(got, torch.autograd.grad(expected, leaves, grad, **unused), strict=True):
+        torch.testing.assert_close(value, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("r", [1, 4])
+def test_dropout_in_low_precision_is_as_good_as_plain_pytorch(dtype: torch.dtype, r: int) -> None:
+    torch.manual_seed(0)
+    low = make(8, r, 16, 24, (64,), dtype=dtype)
+    exact = torch.float64 if dtype == torch.float32 else torch.float32
+    high = {k: v.detach().to(exact).requires_grad_() for k, v in low.items()}
+    grad = torch.randn(64, 8 * 24, dtype=dtype)
+
+    def results(t: dict[str, Any], y: torch.Tensor) -> list[torch.Tensor]:
+        return [y, *torch.autograd.grad(y, [t[name] for name in NAMES], grad.to(y.dtype))]
+
+    oracle = results(high, masked_reference(high, 0.1, 3))
+    plain = results(low, masked_reference(low, 0.1, 3))
+    torch.manual_seed(3)
+    ours = results(low, call(block_lora, low, dropout=0.1))
+    for want, allowed, got in zip(oracle, plain, ours, strict=True):
+        error, plain_error = ((value.to(exact) - want).abs().max() for value in (got, allowed))
+        assert error <= 2 * plain_error + 1e-6
+
+
+def test_checkpointing_draws_the_same_mask_again() -> None:
+    t = make(leading=(40,))
+    leaves = [t[name] for name in NAMES]
+    torch.manual_seed(1)
+    expected = torch.autograd.grad(call(block_lora, t, dropout=0.4).square().sum(), leaves)
+    torch.manual_seed(1)
+    y = torch.utils.checkpoint.checkpoint(lambda: call(block_lora, t, dropout=0.4), use_reentrant=False)
+    for value, want in zip(torch.autograd.grad(y.square().sum(), leaves), expected, strict=True):
+        assert torch.equal(value, want)
+
+
+@pytest.mark.parametrize("r", [1, 3])
+@pytest.mark.parametrize("leading", [(), (1,), (1, 1)])
+def test_one_token_without_gradients(leading: tuple[int, ...], r: int) -> None:
+    for base in (True, False):
+        t = make(r=r, leading=leading, base=base)
+        with torch.no_grad():
+            torch.testing.assert_close(call(block_lora, t), call(block_lora_reference, t))
 
 
 def test_does_not_write_into_its_inputs() -> None:

@@ -1,10 +1,16 @@
-"""One operation, several back ends, one signature.
+"""One operation, several back ends.
 
-`block_lora(x, A, B, scaling, *, weight, bias, dropout)` is the batched back end: the only one so far, right on every
-device. `block_lora_reference` is the oracle that it is tested against.
+- `block_lora(x, A, B, scaling, *, weight, bias, dropout)`: base and adapter in one function, right on every device.
+- `add_block_lora(out, x, ...)`: the adapter added to the output of a base that computes by itself.
+- `grouped_block_lora(x, A, B, scaling, index)`: each row through an adapter of its own, without a base.
+- `block_lora_reference`: the oracle that all are tested against.
+
+The first two run by batched products, or by Triton kernels where `use_backend` or MELORA_BACKEND asks for them.
+In graphs (torch.compile, torch.export) the first two are operators of torch.library: `registered`.
 """
 
-from .batched import block_lora
+from .backend import add_block_lora, block_lora, use_backend
+from .grouped import grouped_block_lora
 from .reference import block_lora_reference
 
-__all__ = ["block_lora", "block_lora_reference"]
+__all__ = ["add_block_lora", "block_lora", "block_lora_reference", "grouped_block_lora", "use_backend"]

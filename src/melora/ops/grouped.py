@@ -1,0 +1,28 @@
+"""Rows of one batch through different adapters of one shape, as one grouped product."""
+
+import torch
+
+
+def grouped_block_lora(
+    x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
+    """Row j of the result is adapter index[j]'s output for row j of x.
+
+    Each row's factors are gathered, r (d_in + d_out) numbers, no more than a few tokens of x and y; what is computed
+    depends on the number of rows and not on the number of adapters.
+
+    Args:
+        x: (R, ..., d_in).
+        A: (K, n, r, d_in / n), of K adapters.
+        B: (K, n, d_out / n, r).
+        scaling: (K,), the factors on their outputs.
+        index: (R,), int64, which adapter a row goes through.
+
+    Returns:
+        (R, ..., d_out)
+    """
+    _, n, _, block_in = A.shape
+    A, B = A.index_select(0, index), (B * scaling.view(-1, 1, 1, 1)).index_select(0, index)
+    slices = x.reshape(x.shape[0], -1, n, block_in).transpose(1, 2)  # (R, n, tokens, d_in / n)
+    y = slices @ A.transpose(2, 3) @ B.transpose(2, 3)
+    return y.transpose(1, 2).reshape(*x.shape[:-1], n * B.shape[2])
