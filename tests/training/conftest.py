@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
 from melora.training.recipe import Recipe, parse_recipe
 from melora.training.run import train
@@ -96,6 +96,32 @@ def make_recipe(recipe_values: dict[str, Any]) -> Callable[..., Recipe]:
 def trained_run(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished regression run; tests must not change it (copy it for that)."""
     return train(parse_recipe(tiny_recipe(tiny_model, tiny_data, tmp_path_factory.mktemp("runs") / "tiny"))).path
+
+
+@pytest.fixture(scope="session")
+def steady_recipe(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A classification recipe without dropout, whose random numbers would differ with the batches; 8 rows a step.
+
+    29 rows to validate: of two ranks with batches of 8, one gets 8 and the other 5 of the last 13.
+    """
+    folder = tmp_path_factory.mktemp("steady")
+    model = AutoModel.from_pretrained(tiny_model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.save_pretrained(folder / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "model")
+    rows = pyarrow.parquet.read_table(tiny_data / "validation.parquet").slice(0, 29)
+    pyarrow.parquet.write_table(rows, folder / "validation.parquet")
+    recipe = tiny_recipe(folder / "model", tiny_data, folder / "one")
+    recipe["task"] = "classification"
+    recipe["data"] |= {"validation": str(folder / "validation.parquet"), "label": "mood"}
+    recipe["training"] |= {"num_train_epochs": 8, "per_device_eval_batch_size": 8, "logging_steps": 1}
+    del recipe["training"]["use_cpu"]  # FSDP takes what is there
+    return recipe
+
+
+@pytest.fixture(scope="session")
+def steady_run(steady_recipe: dict[str, Any]) -> Path:
+    """A finished run of it; tests must not change it."""
+    return train(parse_recipe(steady_recipe)).path
 
 
 def tiny_recipe(model: Path, data: Path, output: Path) -> dict[str, Any]:

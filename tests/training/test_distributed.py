@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
 
 from melora import MeloraError
 from melora.training.evaluate import evaluate
@@ -27,7 +25,6 @@ WORKER = Path(__file__).with_name("rank_worker.py")
 # fp32 sums in another order: two halves of a batch apart, then their mean. Adam divides by the gradient's own size, so
 # what differs in the last bits of a loss can differ by more in a weight.
 LOSS, WEIGHT = 1e-5, 1e-4
-VALIDATION_ROWS = 29  # of two ranks with batches of 8, one gets 8 and the other 5 of the last 13
 
 
 @dataclass(frozen=True)
@@ -40,41 +37,16 @@ class Launch:
 
 
 @pytest.fixture(scope="session")
-def recipe_path(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classification recipe without dropout, whose random numbers differ from rank to rank; its batch is 8 rows."""
-    folder = tmp_path_factory.mktemp("distributed")
-    model = AutoModel.from_pretrained(tiny_model, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model.save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder / "model")
-    rows = pyarrow.parquet.read_table(tiny_data / "validation.parquet").slice(0, VALIDATION_ROWS)
-    pyarrow.parquet.write_table(rows, folder / "validation.parquet")
-    recipe = {
-        "model": {"name_or_path": str(folder / "model")},
-        "task": "classification",
-        "data": {
-            "train": str(tiny_data / "train.parquet"),
-            "validation": str(folder / "validation.parquet"),
-            "label": "mood",
-            "max_length": 16,
-        },
-        "adapter": {"r": 1, "n": 4, "lora_alpha": 8, "target_modules": ["query", "value"]},
-        "training": {
-            "num_train_epochs": 3,
-            "learning_rate": 0.02,
-            "per_device_train_batch_size": 8,
-            "per_device_eval_batch_size": 8,
-            "logging_steps": 1,
-        },
-        "output": str(folder / "one"),
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return folder / "recipe.yaml"
+def recipe_path(steady_recipe: dict[str, Any]) -> Path:
+    file = Path(steady_recipe["output"]).with_name("recipe.yaml")
+    file.write_text(yaml.safe_dump(steady_recipe))
+    return file
 
 
 @pytest.fixture(scope="session")
-def one(recipe_path: Path) -> Path:
+def one(steady_run: Path) -> Path:
     """The run of one process."""
-    return train(parse_recipe(yaml.safe_load(recipe_path.read_text()))).path
+    return steady_run
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +147,7 @@ def test_only_the_main_rank_speaks(launched: Launch) -> None:
         assert main["code"] == other["code"]
     whole, dry = launched.results[0][0], launched.results[3][0]
     assert whole["out"].count("run      ") == 1
-    assert "96 rows to train on, 29 to validate; 36 steps" in dry["out"]
+    assert "96 rows to train on, 29 to validate; 96 steps" in dry["out"]
     assert not list(launched.run.parent.glob("dry*"))
 
 
@@ -211,8 +183,8 @@ def test_a_run_is_resumed_with_as_many_processes(one: Path, recipe_path: Path, t
         train(parse_recipe(recipe), resume=True)
 
 
-def test_the_module_that_accelerate_launches(recipe_path: Path) -> None:
-    done = launch("ddp", "-m", "melora", "train", str(recipe_path), "data.text=[nothing]")
+def test_the_module_that_accelerate_launches(recipe_path: Path, tmp_path: Path) -> None:
+    done = launch("ddp", "-m", "melora", "train", str(recipe_path), f"output={tmp_path / 'run'}", "data.text=[nothing]")
     assert done.returncode == 1
     told = [line for line in done.stderr.splitlines() if "error: " in line and "traceback" not in line]
     assert len(told) == 1

@@ -82,7 +82,7 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
         return _load_gguf(source, spec, task, on_meta=on_meta)
     cls = getattr(transformers, task.auto_class)
     placed: dict[str, Any] = {"device_map": "meta"} if on_meta else {}
-    if quantization is not None:
+    if quantization is not None and not on_meta:  # without weights there is nothing to quantise
         placed["quantization_config"] = quantization
     try:
         model, report = cls.from_pretrained(
@@ -100,7 +100,7 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
     missing = model.config.pad_token_id is None and "pad_token_id" in model.config.to_dict()
     if task.needs_pad_in_config and missing:
         raise MeloraError(f"model {source.name}: its config has no pad_token_id, which batches of texts need; set one")
-    if quantization is not None:
+    if quantization is not None and not on_meta:
         prepare_quantized(model)
     return Base(source, model, new_modules(report["missing_keys"]))
 

