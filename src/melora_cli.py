@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_import(commands)
     _add_inspect(commands)
+    _add_push(commands)
     commands.add_parser("bench", help="time one layer: frozen base, PEFT's LoRA, MELoRA", add_help=False)
     for command in commands.choices.values():
         command.allow_abbrev = False
@@ -63,6 +64,10 @@ def _add_train(commands: "argparse._SubParsersAction[Parser]") -> None:
     train.add_argument(
         "--resume", action="store_true", help="go on with an interrupted run from its newest checkpoint that is whole"
     )
+    train.add_argument(
+        "--push-to-hub", metavar="REPO", help="upload the finished adapter there; the token is checked before training"
+    )
+    train.add_argument("--private", action="store_true", help="with --push-to-hub: make the repository private")
     train.add_argument("--keys", action="store_true", help="list every key of a recipe, with defaults, and stop")
 
 
@@ -70,13 +75,33 @@ def _add_evaluate(commands: "argparse._SubParsersAction[Parser]") -> None:
     evaluate = commands.add_parser(
         "evaluate",
         help="score a finished run again, from its files",
-        description="Rebuild the model from a run folder, check that it is the one that was trained, and score it.",
+        description="Rebuild the model from a run folder, check that it is the one that was trained, and score it: on "
+        "the recipe's validation rows, or with --tasks on benchmarks of lm-eval.",
+        epilog="example: melora evaluate runs/dolly-smollm2 --tasks mmlu,bbh_fewshot --data-folder ../shared/data "
+        "--limit 4",
     )
     evaluate.add_argument("run", metavar="RUN", help="a run folder that `melora train` made")
     evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES_HELP)
     evaluate.add_argument("--data", metavar="FILE", help="score on this file instead of the recipe's validation data")
     evaluate.add_argument(
         "--predictions", metavar="FILE", help="write the predictions to this new .csv or .parquet file"
+    )
+    group = evaluate.add_argument_group("benchmarks of language models (needs `pip install 'melora[eval]'`)")
+    group.add_argument("--tasks", metavar="NAME,...", help="lm-eval's tasks, e.g. mmlu,bbh,drop,humaneval")
+    group.add_argument(
+        "--data-folder",
+        metavar="FOLDER",
+        help="take the rows of mmlu, bbh, gsm8k and humaneval from Parquet files in it, not from the hub",
+    )
+    group.add_argument("--num-fewshot", type=int, metavar="K", help="shots in the prompt (default: the task's own)")
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N rows of every task")
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="rows at a time to start from; halved if memory ends (default: 16)"
+    )
+    group.add_argument("--baseline", action="store_true", help="score the base model without the adapter too")
+    group.add_argument("--chat", action="store_true", help="put the questions into the model's chat template")
+    group.add_argument(
+        "--run-code", action="store_true", help="let humaneval run the code that the model writes; it is not sandboxed"
     )
 
 
@@ -124,6 +149,17 @@ def _add_inspect(commands: "argparse._SubParsersAction[Parser]") -> None:
     )
     inspect.add_argument("run", metavar="RUN_OR_ADAPTER", help="a run folder, or an adapter folder")
     inspect.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_push(commands: "argparse._SubParsersAction[Parser]") -> None:
+    push = commands.add_parser(
+        "push",
+        help="upload a run's adapter to the Hugging Face hub",
+        description="Upload a finished run's adapter folder, with its model card, as a model repository.",
+    )
+    push.add_argument("run", metavar="RUN", help="a run folder that `melora train` made")
+    push.add_argument("repo", metavar="REPO", help="OWNER/NAME of the repository; it is made if there is none")
+    push.add_argument("--private", action="store_true", help="make the repository private")
 
 
 def _version() -> str:

@@ -1,6 +1,7 @@
 """melora train"""
 
 import argparse
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from ..errors import MeloraError
 from ..training.arguments import training_arguments
 from ..training.folder import ADAPTER, CURVES, RunFolder
 from ..training.keys import recipe_keys
-from ..training.plan import count_parameters, count_steps, estimate_memory, plan_modules
+from ..training.memory import disk_needed, estimate_memory, free_disk, free_memory
+from ..training.plan import count_parameters, count_steps, plan_modules
 from ..training.prepare import Prepared, prepare
 from ..training.progress import clock
-from ..training.ranks import in_turns, join
+from ..training.push import check_hub, push
+from ..training.ranks import in_turns, is_main, join, together
 from ..training.recipe import load_recipe
 from ..training.run import RunResult, train
+
+logger = logging.getLogger(__name__)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -29,6 +34,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise MeloraError("no recipe given; e.g. `melora train recipes/quickstart.yaml`")
     recipe = load_recipe(args.recipe, args.overrides)
     join(use_cpu=bool(recipe.training.get("use_cpu")))
+    if args.private and args.push_to_hub is None:
+        raise MeloraError("--private: is for --push-to-hub; name the repository with it")
+    if args.push_to_hub is not None:
+        with together():
+            check_hub(args.push_to_hub)
     if args.dry_run:
         RunFolder(recipe, overwrite=args.overwrite, resume=args.resume)
         prepared = in_turns(lambda: prepare(recipe, on_meta=True))
@@ -43,6 +53,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         on_ready=lambda prepared, arguments: _show_start(prepared, arguments, console),
     )
     _show_result(result, console)
+    if args.push_to_hub is not None and is_main():
+        console.print(f"uploaded to {push(result.path, args.push_to_hub, private=args.private)}", markup=False)
     return 0
 
 
@@ -69,11 +81,27 @@ def _show_plan(prepared: Prepared, args: TrainingArguments, console: Console) ->
     _show_start(prepared, args, console)
     for line in prepared.task.preview(prepared.train, prepared.tokenizer):
         console.print(line, markup=False)
-    estimate = estimate_memory(prepared, args)
-    total = estimate.pop("total")
-    parts = ", ".join(f"{name} {_size(value)}" for name, value in estimate.items())
-    console.print(f"memory   about {_size(total)}: {parts} (a rough estimate from shapes, not measured)")
+    _show_needs(prepared, args, console)
     console.print("dry run: nothing was written")
+
+
+def _show_needs(prepared: Prepared, args: TrainingArguments, console: Console) -> None:
+    """Memory and disk, with a warning where there is less than the run will take."""
+    estimate = estimate_memory(prepared, args)
+    total, free = estimate.pop("total"), free_memory(args)
+    parts = ", ".join(f"{name} {_size(value)}" for name, value in estimate.items())
+    console.print(f"memory   about {_size(total)}, {_size(free)} free: {parts}")
+    if total > free:
+        logger.warning(
+            "the run takes about %s of memory and %s are free; lower training.per_device_train_batch_size, "
+            "training.per_device_eval_batch_size or data.max_length, or set training.activation_checkpointing=true",
+            _size(total),
+            _size(free),
+        )
+    needed, room = disk_needed(prepared, args), free_disk(prepared.recipe.output)
+    console.print(f"disk     about {_size(needed)} at {prepared.recipe.output}, {_size(room)} free", markup=False)
+    if needed > room:
+        logger.warning("the run folder takes about %s and %s are free on its disk", _size(needed), _size(room))
 
 
 def _show_result(result: RunResult, console: Console) -> None:

@@ -14,6 +14,7 @@ from .device import on_this_machine
 from .recipe import Recipe
 from .schema import convert, one_line, positive
 from .tasks import Task
+from .trackers import check_trackers
 
 # Where the recipe has its own key for something, or where melora decides, a second way could only contradict it.
 _ELSEWHERE = {
@@ -24,7 +25,7 @@ _ELSEWHERE = {
     "do_train": "train and evaluate are commands of melora",
     "do_eval": "train and evaluate are commands of melora",
     "do_predict": "train and evaluate are commands of melora",
-    "push_to_hub": "upload the finished run's adapter folder",
+    "push_to_hub": "use the option --push-to-hub REPO",
     "remove_unused_columns": "melora passes only what the model takes",
     "label_names": "the task sets it",
     "disable_tqdm": "melora shows its own progress",
@@ -61,6 +62,7 @@ def check_training(training: Mapping[str, Any], task: type[Task]) -> dict[str, A
         if values.get(key) is False:  # what YAML makes of a bare no
             values[key] = "no"
     typed = convert(cls, values, "training")
+    check_trackers(typed.get("report_to"))
     for key in _POSITIVE:
         if key in typed:
             positive(f"training.{key}", typed[key], 1e6)

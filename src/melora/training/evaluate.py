@@ -18,6 +18,7 @@ from .arguments import scoring_arguments
 from .base import Base, fingerprint, load_base, load_tokenizer
 from .data import read_split, read_validation
 from .folder import ADAPTER, ENVIRONMENT, EVALUATION, open_run, read_json, write_json
+from .halving import with_halving
 from .recipe import Recipe, parse_recipe
 from .saved import load_task
 from .schema import apply_overrides
@@ -101,12 +102,20 @@ def evaluate(
     split = read_validation(spec) if data is None else read_split("validation", data, spec)
     restored = restore(run, overrides)
     encoded = restored.task.encode(split, restored.tokenizer, spec)
-    # The Trainer makes its output folder whether or not it writes anything.
+    model = restored.with_adapter()
+
+    def score(rows: int) -> tuple[Any, dict[str, Any]]:
+        # The Trainer makes its output folder whether or not it writes anything.
+        with tempfile.TemporaryDirectory() as nowhere:
+            args = scoring_arguments(restored.recipe, restored.task, Path(nowhere))
+            args.per_device_eval_batch_size = rows
+            trainer = build_trainer(restored.task, restored.tokenizer, model=model, args=args)
+            output = trainer.predict(encoded.examples, metric_key_prefix="eval")
+            return output, restored.task.final_scores(trainer.model, restored.tokenizer, split, spec, rows)
+
     with tempfile.TemporaryDirectory() as nowhere:
-        args = scoring_arguments(restored.recipe, restored.task, Path(nowhere))
-        trainer = build_trainer(restored.task, restored.tokenizer, model=restored.with_adapter(), args=args)
-        output = trainer.predict(encoded.examples, metric_key_prefix="eval")
-        scores = restored.task.final_scores(trainer.model, restored.tokenizer, split, spec, args.eval_batch_size)
+        wanted = scoring_arguments(restored.recipe, restored.task, Path(nowhere)).per_device_eval_batch_size
+    output, scores = with_halving(score, wanted)
     if target is not None:
         _write_table(restored.task.predictions(output.predictions), target)
     metrics = output.metrics

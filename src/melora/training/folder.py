@@ -28,6 +28,7 @@ CURVES = "curves.png"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
 EVALUATION = "evaluation.json"
+BENCHMARKS = "benchmarks.json"
 
 
 class RunFolder:

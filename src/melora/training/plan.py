@@ -1,4 +1,4 @@
-"""What a run will train and what it will take, worked out from shapes."""
+"""What a run will train, and in how many steps, worked out from shapes."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,11 +9,7 @@ from transformers import TrainingArguments
 
 from .adapter import adapter_and_head
 from .moved import module_of
-from .prepare import Prepared
-
-# Of a transformer layer's activations in 16 bits, per token and hidden unit: 34 bytes, plus 5 per head and token pair
-# (Korthikanti et al., 2022, equation 1). Frozen weights keep a little less.
-_ACTIVATION_BYTES, _ATTENTION_BYTES = 34, 5
+from .quantized import number_of_weights
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,8 @@ def count_parameters(model: PeftModel) -> Counts:
     adapter, head = adapter_and_head(model)
     counts = [sum(parameter.numel() for parameter in group.values()) for group in (adapter, head)]
     # PEFT keeps the untrained copy of a module that is trained whole; it is no part of the model.
-    total = sum(value.numel() for name, value in model.named_parameters() if ".original_module." not in name)
+    kept = (value for name, value in model.named_parameters() if ".original_module." not in name)
+    total = sum(map(number_of_weights, kept))
     lora = [module.lora_parameters for module in plan_modules(model)]
     known = [value for value in lora if value is not None]
     return Counts(counts[0], counts[1], total - sum(counts), sum(known) if lora and len(known) == len(lora) else None)
@@ -85,26 +82,6 @@ def count_steps(args: TrainingArguments, rows: int) -> int:
     per_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps: int = math.ceil(args.num_train_epochs * per_epoch)
     return steps
-
-
-def estimate_memory(prepared: Prepared, args: TrainingArguments) -> dict[str, int]:
-    """A rough estimate in bytes: weights, trainable state (gradient, two moments), activations of the longest batch."""
-    counts = count_parameters(prepared.model)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in prepared.model.parameters())
-    state = (counts.adapter + counts.head) * 4 * 3
-    config = prepared.model.config
-    hidden = getattr(config, "hidden_size", None)
-    layers = getattr(config, "num_hidden_layers", None)
-    estimate = {"weights": weights, "optimiser": state}
-    if hidden and layers:
-        length = max(len(row["input_ids"]) for row in prepared.train)
-        tokens = args.train_batch_size * length
-        heads = getattr(config, "num_attention_heads", 1)
-        scale = 1 if args.bf16 or args.fp16 or prepared.recipe.model.dtype != "float32" else 2
-        per_layer = tokens * (_ACTIVATION_BYTES * hidden + _ATTENTION_BYTES * heads * length)
-        estimate["activations"] = (1 if args.gradient_checkpointing else layers) * per_layer * scale
-    estimate["total"] = sum(estimate.values())
-    return estimate
 
 
 def _sizes(layer: Any) -> tuple[int, int]:

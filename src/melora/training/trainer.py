@@ -8,9 +8,10 @@ from transformers import EvalPrediction, PrinterCallback, Trainer
 from .guarded import Guarded
 from .optimizer import HeadRate
 from .tasks import Task
+from .tracked import Tracked
 
 
-class AdapterTrainer(HeadRate, Guarded, Trainer):
+class AdapterTrainer(Tracked, HeadRate, Guarded, Trainer):
     """The trainer of tasks that transformers' Trainer serves as it is, and in front of other trainers a mixin."""
 
 

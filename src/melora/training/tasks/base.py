@@ -135,6 +135,10 @@ class Task(ABC):
             labels: (rows,) as `encode` made them.
         """
 
+    def loss_of(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """A batch's loss as its trainer makes it, up to a factor; what a dry run traces for its memory."""
+        return model(**inputs).loss
+
     @abstractmethod
     def predictions(self, logits: np.ndarray) -> dict[str, list[Any]]:
         """Columns to write for the user, in the data's own units and names, one value a row."""

@@ -131,6 +131,12 @@ class CausalLM(Task):
 
         return DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id)
 
+    def loss_of(self, model: Any, inputs: dict[str, Any]) -> Any:
+        from trl.trainer.utils import add_fused_lm_head
+
+        add_fused_lm_head(model.get_base_model())
+        return -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum()
+
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """From sums of losses (rows, 1) and counts of tokens (rows,), as the trainers here predict them."""
         loss = float(logits.astype(np.float64).sum() / labels.sum())

@@ -1,0 +1,1 @@
+"""Benchmarks of language models, run by lm-eval (EleutherAI's lm-evaluation-harness) with the adapter in place."""
