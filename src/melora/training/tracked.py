@@ -59,6 +59,7 @@ def adapter_norms(model: PeftModel) -> dict[str, float]:
         if A.dim() not in (2, 3) or A.dim() != B.dim() or A.shape[-2] != B.shape[-1]:
             squares["dW"] = float("nan")  # convolutions and embeddings lay their factors out in other ways
             continue
-        scaling = next(iter(model.get_base_model().get_submodule(module_of(name)).scaling.values()))
+        layer: Any = model.get_base_model().get_submodule(module_of(name))
+        scaling = next(iter(layer.scaling.values()))
         squares["dW"] += scaling**2 * float(((A @ A.mT) * (B.mT @ B)).sum())
     return {f"adapter_norm_{name}": value**0.5 for name, value in squares.items() if value == value and squares["A"]}
