@@ -20,7 +20,7 @@ class FakeApi:
 
     def create_repo(self, repo_id: str, **kwargs: Any) -> huggingface_hub.RepoUrl:
         self.calls.append(("create_repo", {"repo_id": repo_id, **kwargs}))
-        return huggingface_hub.RepoUrl(f"https://huggingface.co/me/{repo_id}")
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id if '/' in repo_id else f'me/{repo_id}'}")
 
     def upload_folder(self, **kwargs: Any) -> None:
         if self.broken == "upload":

@@ -21,8 +21,8 @@ def test_a_chain_of_layers_keeps_each_input_that_its_backward_needs() -> None:
     leaf = nn.Parameter(torch.zeros(1, device="meta"))
     model.register_parameter("leaf", leaf)
     peak = trace_peak(model, BATCH, lambda m, b: m(b["x"] * m.leaf).sum(), "cpu")
-    # The product, six outputs, and in the backward pass at least the gradient that flows.
-    assert 8 * TENSOR <= peak <= 10 * TENSOR
+    # tanh keeps its output, not its input: six outputs, and the gradient that flows; the rest are two scalars.
+    assert 7 * TENSOR <= peak < 7 * TENSOR + 100
 
 
 def test_an_evaluation_keeps_only_what_is_in_use() -> None:
@@ -40,12 +40,8 @@ def test_the_model_stays_as_it_is() -> None:
     with torch.device("meta"):
         model = nn.Linear(WIDTH, WIDTH)
     before = dict(model.named_parameters())
-    trace_peak(model, BATCH, loss_of_linear, "cpu")
+    trace_peak(model, BATCH, loss, "cpu")
     assert all(before[name] is value and value.grad is None for name, value in model.named_parameters())
-
-
-def loss_of_linear(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return model(batch["x"]).sum()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -92,7 +92,7 @@ def _peak(prepared: Prepared, args: TrainingArguments, device: str, *, training:
     def step(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
         model.train(training)
         if training and args.activation_checkpointing:
-            model.gradient_checkpointing_enable(args.activation_checkpointing_kwargs)
+            model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
         mixed = nullcontext() if half is None else torch.autocast(device, dtype=half)
         with torch.set_grad_enabled(training), mixed:
             loss = prepared.task.loss_of(model, inputs)
