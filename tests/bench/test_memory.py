@@ -1,9 +1,12 @@
+import pytest
 import torch
 from torch import nn
 
-from melora.bench.memory import saved_bytes
-from melora.bench.peers import build
-from melora.bench.problem import Problem
+from melora.bench.attach import Contestant
+from melora.bench.memory import peak_bytes, saved_bytes
+from melora.bench.peers import choose
+from melora.bench.row import Facts
+from melora.bench.suites.layer import contestants
 
 TOKENS, WIDTH = 16, 32
 
@@ -20,8 +23,22 @@ def test_an_activation_counts_once_and_inputs_and_weights_not_at_all() -> None:
 
 
 def test_melora_keeps_n_r_numbers_a_token_and_the_base_nothing() -> None:
-    problem = Problem(d_in=WIDTH, d_out=WIDTH, tokens=TOKENS, n=4, r=2, dtype="float32", dropout=0.0)
+    peers = choose([], [(4, 2)], WIDTH, WIDTH)
     x = torch.randn(TOKENS, WIDTH, requires_grad=True)
-    base, *_, melora = build(problem)
-    assert saved_bytes(lambda: base.module(x), [x, *base.module.parameters()]) == 0
-    assert saved_bytes(lambda: melora.module(x), [x, *melora.module.parameters()]) == TOKENS * 4 * 2 * 4
+
+    def kept(contestant: Contestant) -> int:
+        return saved_bytes(lambda: contestant.module(x), [x, *contestant.module.parameters()])
+
+    base, melora = contestants(Facts("memory", "layer", WIDTH, WIDTH, TOKENS), peers, "cpu")
+    assert kept(base) == 0
+    assert kept(melora) == TOKENS * 4 * 2 * 4
+
+
+@pytest.mark.parametrize(("alive", "peak"), [(1, 1), (2, 2), (5, 5)])
+def test_the_peak_is_what_lives_at_once(alive: int, peak: int) -> None:
+    def step() -> None:
+        for _ in range(3):  # freed each time round
+            tensors = [torch.empty(1 << 16, dtype=torch.uint8) for _ in range(alive)]
+            del tensors
+
+    assert peak_bytes(step, "cpu") == peak << 16

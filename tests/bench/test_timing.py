@@ -23,6 +23,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
+    monkeypatch.setattr(timing, "SHORTEST_TURN", 0.005)  # conftest's are shorter
+    monkeypatch.setattr(timing, "WARM_UP", 3)
     monkeypatch.setattr(timing, "timer", lambda: clock.now)
     return clock
 

@@ -1,92 +1,135 @@
-"""The contestants: one frozen linear layer, bare or under an adapter, as a user of PEFT gets it."""
+"""The peers: methods that MELoRA is measured beside, and what of each is made equal to what of MELoRA."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
-from torch import nn
+from peft import BdLoraConfig, GraloraConfig, LoraConfig, MissConfig, PeftConfig, VeraConfig
 
 from ..config import MeloraConfig
-from .problem import DTYPES, Problem
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """A module to measure.
-
-    Attributes:
-        method: "base", or PEFT's name for the method in small letters.
-        rank: rank of its update; 0 for the base.
-        parameters: how many numbers it trains.
-    """
-
-    method: str
-    rank: int
-    module: nn.Module
-    parameters: int
-
-    @property
-    def trainable(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-
-    @property
-    def label(self) -> str:
-        names = {"base": "frozen base", "lora": "PEFT LoRA", "melora": "MELoRA"}
-        return names.get(self.method, self.method) + (f", rank {self.rank}" if self.rank else "")
-
-
-class _Holder(nn.Module):
-    """The smallest model that PEFT can adapt: it calls its one layer."""
-
-    def __init__(self, proj: nn.Linear) -> None:
-        super().__init__()
-        self.proj = proj
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.proj(x)
-        return y
-
-
-def _lora(problem: Problem, rank: int) -> PeftConfig:
-    # Random B, here and below: with B = 0 the gradients of A and of the adapter's input are zeros.
-    return LoraConfig(r=rank, lora_dropout=problem.dropout, target_modules=["proj"], init_lora_weights=False)
-
-
-def _melora(problem: Problem, rank: int) -> PeftConfig:
-    return MeloraConfig(
-        r=problem.r, n=problem.n, lora_dropout=problem.dropout, target_modules=["proj"], init_weights=False
-    )
+from ..errors import MeloraError
 
 
 @dataclass(frozen=True)
 class Peer:
-    """How to make a contestant: PEFT's name of its method, the rank of its update, its config for that rank."""
+    """A method and its size.
+
+    Attributes:
+        method: a key of METHODS.
+        n, r, rank: blocks and rank of one, as the method counts them, and the rank of the whole update.
+        setting: what was made equal, or how the contestant is run ("merged").
+    """
 
     method: str
-    rank: Callable[[Problem], int]
-    config: Callable[[Problem, int], PeftConfig]
+    n: int = 0
+    r: int = 0
+    rank: int = 0
+    setting: str = ""
+
+    @property
+    def label(self) -> str:
+        size = f" {self.n}x{self.r}" if self.n > 1 else f" r={self.r}" if self.r else ""
+        return METHODS[self.method] + size + (f", {self.setting}" if self.setting else "")
+
+    def config(self, dropout: float, targets: list[str]) -> PeftConfig:
+        """PEFT's config of a method of PEFT's; with random B: at B = 0 the gradients of A and of x are zeros."""
+        make: dict[str, Callable[[], Any]] = {
+            "melora": lambda: MeloraConfig(r=self.r, n=self.n, lora_dropout=dropout, init_weights=False),
+            "lora": lambda: LoraConfig(r=self.r, lora_dropout=dropout, init_lora_weights=False),
+            "gralora": lambda: GraloraConfig(
+                r=self.r, gralora_k=self.n, gralora_dropout=dropout, alpha=self.r, init_weights=False
+            ),
+            "bdlora": lambda: LoraConfig(
+                r=self.r,
+                lora_dropout=dropout,
+                init_lora_weights=False,
+                use_bdlora=BdLoraConfig(target_modules_bd_b=targets, nblocks=self.n),
+            ),
+            "vera": lambda: VeraConfig(r=self.r, vera_dropout=dropout, init_weights=False),
+            "miss": lambda: MissConfig(r=self.r, miss_dropout=dropout, init_weights=False),
+        }
+        config: PeftConfig = make[self.method]()
+        config.target_modules = list(targets)
+        return config
 
 
-PEERS = (
-    Peer("lora", lambda problem: problem.r, _lora),
-    Peer("lora", lambda problem: problem.n * problem.r, _lora),
-    Peer("melora", lambda problem: problem.n * problem.r, _melora),
-)
+BASE = Peer("base")
+METHODS = {
+    "base": "frozen base",
+    "plain": "plain write or read",
+    "melora": "MELoRA",
+    "lora": "PEFT LoRA",
+    "gralora": "PEFT GraLoRA",
+    "bdlora": "PEFT BD-LoRA",
+    "vera": "PEFT VeRA",
+    "miss": "PEFT MiSS",
+    "loop": "loop over minis",
+    "einsum": "einsum",
+    "dense": "dense blocks",
+}
+# What --peers takes, and what it stands for beside a MELoRA of n minis of rank r.
+PEERS = {
+    "lora": "PEFT's LoRA of rank n*r",
+    "lora-r": "PEFT's LoRA of rank r: equal parameters",
+    "gralora": "PEFT's GraLoRA of equal parameters, k = gcd(n, r) blocks",
+    "bdlora": "PEFT's BD-LoRA, block-diagonal B, of the nearest number of parameters",
+    "vera": "PEFT's VeRA of rank n*r",
+    "miss": "PEFT's MiSS of the nearest number of parameters",
+    "loop": "the paper's loop: chunk, 2n small linears, concatenate",
+    "einsum": "two einsums",
+    "dense": "n trained diagonal blocks without low rank",
+}
 
 
-def build(problem: Problem) -> list[Contestant]:
-    """The frozen base first, then every peer in training mode, each around the same weight; LoRA once where n = 1."""
-    dtype = DTYPES[problem.dtype]
-    base = nn.Linear(problem.d_in, problem.d_out, dtype=dtype).requires_grad_(False)
-    contestants = [Contestant("base", 0, _Holder(base), 0)]
-    for peer in PEERS:
-        rank = peer.rank(problem)
-        if any((peer.method, rank) == (other.method, other.rank) for other in contestants):
-            continue
-        layer = nn.Linear(problem.d_in, problem.d_out, dtype=dtype, device="meta")
-        layer.weight, layer.bias = base.weight, base.bias  # one weight, in the cache or not, for whoever's turn it is
-        module = get_peft_model(_Holder(layer), peer.config(problem, rank)).train()
-        parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        contestants.append(Contestant(peer.method, rank, module, parameters))
-    return contestants
+def choose(names: Iterable[str], pairs: Iterable[tuple[int, int]], d_in: int, d_out: int) -> tuple[Peer, ...]:
+    """The base, then each MELoRA (n, r), then its peers by name, each once however many MELoRAs it stands beside.
+
+    Args:
+        d_in, d_out: the width for which parameters are made equal.
+
+    Raises:
+        MeloraError: an unknown name.
+    """
+    pairs, names = list(pairs), list(names)
+    for name in names:
+        if name not in PEERS:
+            raise MeloraError(f"--peers {name} is not known: choose from {', '.join(PEERS)}")
+    found = [BASE, *(Peer("melora", n, r, n * r) for n, r in pairs)]
+    for name in names:
+        found += [_peer(name, n, r, d_in, d_out) for n, r in pairs]
+    unique: dict[tuple[str, int, int], Peer] = {}
+    for peer in found:
+        unique.setdefault((peer.method, peer.n, peer.r), peer)
+    return tuple(unique.values())
+
+
+def _peer(name: str, n: int, r: int, d_in: int, d_out: int) -> Peer:
+    if name in ("lora", "lora-r"):
+        rank = n * r if name == "lora" else r
+        return Peer("lora", 1, rank, rank)
+    if name == "gralora":
+        return Peer("gralora", math.gcd(n, r), r, r, "equal parameters")
+    if name == "bdlora":
+        blocks, rank = _bdlora(n, r, d_in, d_out)
+        return Peer("bdlora", blocks, rank, rank, "nearest parameters")
+    if name == "vera":
+        return Peer("vera", 1, n * r, n * r, "equal rank")
+    if name == "miss":
+        rank = max(1, min(round(r * (d_in + d_out) / d_out), d_in))
+        return Peer("miss", 1, rank, rank, "nearest parameters")
+    if name == "dense":
+        return Peer("dense", n, min(d_in, d_out) // n, min(d_in, d_out), "full rank")
+    return Peer(name, n, r, n * r)
+
+
+def _bdlora(n: int, r: int, d_in: int, d_out: int) -> tuple[int, int]:
+    """(blocks, rank) whose R d_in + R d_out / blocks is nearest to r (d_in + d_out); blocks divide R and n."""
+    wanted = r * (d_in + d_out)
+    options = []
+    for blocks in (b for b in range(2 if n > 1 else 1, n + 1) if n % b == 0):
+        of_one = blocks * d_in + d_out  # parameters of R = blocks
+        multiple = max(1, round(wanted / of_one))
+        options.append((abs(multiple * of_one - wanted), blocks, multiple * blocks))
+    _, blocks, rank = min(options)
+    return blocks, rank

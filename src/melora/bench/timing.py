@@ -42,16 +42,16 @@ def interleave(steps: Sequence[Callable[[], object]], repetitions: int) -> tuple
     for step in steps:
         for _ in range(WARM_UP):
             step()
-    calls = max(1, math.ceil(SHORTEST_TURN / _turn(steps[0], 1)))
+    calls = max(1, math.ceil(SHORTEST_TURN / timed(steps[0], 1)))
     seconds: list[list[float]] = [[] for _ in steps]
     for repetition in range(repetitions):
         for turn in range(len(steps)):
             which = (repetition + turn) % len(steps)
-            seconds[which].append(_turn(steps[which], calls))
+            seconds[which].append(timed(steps[which], calls))
     return [_summary(own, seconds[0]) for own in seconds], calls
 
 
-def _turn(step: Callable[[], object], calls: int) -> float:
+def timed(step: Callable[[], object], calls: int) -> float:
     """Seconds per call."""
     start = timer()  # waits for the accelerator first, where there is one
     for _ in range(calls):

@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
-from ..peers import Contestant
-from ..problem import Problem
-from ..row import Environment, Row
-from . import layer
+from ..group import Group
+from ..options import Options
+from . import compiled, decode, layer, memory, model, multi, scaling
 
-# A suite measures one problem in `repetitions` rounds and returns its contestants with a row each.
-Suite = Callable[[Problem, int, Environment], tuple[list[Contestant], list[Row]]]
-
-SUITES: dict[str, Suite] = {"layer": layer.measure}
+# A suite checks the options that it alone uses and returns its groups; nothing is allocated before one is measured.
+SUITES: dict[str, Callable[[Options], list[Group]]] = {
+    "layer": layer.groups,
+    "compile": compiled.groups,
+    "model": model.groups,
+    "decode": decode.groups,
+    "multi": multi.groups,
+    "memory": memory.groups,
+    "scaling": scaling.groups,
+}

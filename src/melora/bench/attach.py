@@ -1,0 +1,67 @@
+"""Contestants: one frozen model, bare or under an adapter, as a user of PEFT gets it; all share its weights."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peft import get_peft_model
+from torch import nn
+
+from .own_peers import wrap
+from .peers import Peer
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A module to measure, and the peer that it is."""
+
+    peer: Peer
+    module: nn.Module
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.trainable)
+
+
+class Stack(nn.Module):
+    """The smallest model that PEFT can adapt: linear layers, one after the other, all named "proj"."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleDict({"proj": layer}) for layer in layers)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer["proj"](x)  # type: ignore[index]
+        return x
+
+
+def attach(peer: Peer, base: nn.Module, dropout: float, targets: list[str]) -> Contestant:
+    """`base` itself for the base; else a copy under the peer's adapter, in training mode.
+
+    A copy shares the base's weights: they are in the cache or not for whoever's turn it is. Only a merged contestant
+    (setting "merged") has weights of its own.
+    """
+    base.requires_grad_(False)
+    if peer.method == "base":
+        return Contestant(peer, base)
+    merged = peer.setting == "merged"
+    tensors = [] if merged else [*base.parameters(), *base.buffers()]
+    model = copy.deepcopy(base, memo={id(tensor): tensor for tensor in tensors})
+    if peer.method in ("loop", "einsum", "dense"):
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in targets:
+                model.set_submodule(name, wrap(peer, layer, dropout))
+        return Contestant(peer, model.train())
+    adapted = get_peft_model(model, peer.config(dropout, targets)).train()
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and not parameter.any():  # BD-LoRA starts at B = 0 whatever its config says
+            nn.init.normal_(parameter, std=0.02)
+    if merged:
+        adapted.merge_adapter()
+    return Contestant(peer, adapted)
