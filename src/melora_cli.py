@@ -170,7 +170,7 @@ def _version() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM."""
+    """Run one command; returns its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 for SIGTERM."""
     argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)

@@ -1,7 +1,8 @@
 """The fixtures of tests/training, and a way to run a command in this process."""
 
+import logging
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,10 @@ class Outcome:
 
 
 @pytest.fixture
-def melora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def melora(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
     """Run `melora ARGUMENTS` and return its exit code and output."""
+    logger = logging.getLogger("melora")  # a command sets it up for its whole process
+    before = logger.handlers, logger.level, logger.propagate
 
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
@@ -34,4 +37,5 @@ def melora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
-    return run
+    yield run
+    logger.handlers, logger.level, logger.propagate = before
