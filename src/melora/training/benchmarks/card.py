@@ -33,6 +33,7 @@ def _result(row: dict[str, Any]) -> EvalResult:
         task_type="text-generation",
         dataset_type=_KIND,
         dataset_name=row["task"],
+        dataset_config=row["task"],  # huggingface_hub tells results apart by this, not by the name
         metric_type=row["metric"],
         metric_value=row["value"],
     )

@@ -1,7 +1,8 @@
 """lm-eval's own task definitions on rows from a local folder in place of the hub's: same prompts, shots and metrics."""
 
+import copy
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,17 @@ def local_tasks(folder: Path | None) -> TaskManager:
     Raises:
         MeloraError: there is no such folder, or none of these is in it.
     """
-    manager = TaskManager()
+    manager = copy.copy(_all_tasks())
     found = {} if folder is None else _found(folder)
     # The manager builds every task, also those in groups, through its factory.
     manager._factory = _LocalFactory(found)
     return manager
+
+
+@cache
+def _all_tasks() -> TaskManager:
+    """Found once: lm-eval reads thousands of files for it, which takes seconds."""
+    return TaskManager()
 
 
 class _LocalFactory(TaskFactory):
