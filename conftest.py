@@ -1,6 +1,8 @@
 """Says at the top of every test run which versions it tests; refuses a run against another PEFT than asked for."""
 
+import logging
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
@@ -20,3 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
     expected = os.environ.get("MELORA_EXPECT_PEFT")
     if expected is not None and version("peft") != expected:
         pytest.exit(f"this run is to test PEFT {expected}, but {version('peft')} comes first on sys.path", returncode=3)
+
+
+@pytest.fixture(autouse=True)
+def _untouched_logger() -> Iterator[None]:
+    """A command sets up the logger "melora" for its whole process; the tests after one that ran a command get theirs back."""
+    logger = logging.getLogger("melora")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before

@@ -1,8 +1,7 @@
 """The fixtures of tests/training, and a way to run a command in this process."""
 
-import logging
 import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +22,8 @@ class Outcome:
 
 
 @pytest.fixture
-def melora(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+def melora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run `melora ARGUMENTS` and return its exit code and output."""
-    logger = logging.getLogger("melora")  # a command sets it up for its whole process
-    before = logger.handlers, logger.level, logger.propagate
-
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
         try:
@@ -37,5 +33,4 @@ def melora(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome
         captured = capsys.readouterr()
         return Outcome(code, captured.out, captured.err)
 
-    yield run
-    logger.handlers, logger.level, logger.propagate = before
+    return run
