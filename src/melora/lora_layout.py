@@ -19,10 +19,11 @@ def lora_factors(A: torch.Tensor, B: torch.Tensor, scaling: float, rank: int) ->
     Returns:
         lora_A (rank, d_in) and lora_B (d_out, rank), contiguous.
     """
-    scaled, dtype = _scaled(B, scaling)
+    scaled = _scaled(B, scaling)
     missing = rank - A.shape[0] * A.shape[1]
-    lora_A = F.pad(torch.block_diag(*A), (0, 0, 0, missing)).to(dtype)
-    lora_B = F.pad(torch.block_diag(*scaled), (0, missing)).to(dtype)
+    # Cast while compact: a dense fp64 temporary for every module left the heap in holes, twice the file's size.
+    lora_A = _padded(torch.block_diag(*A.to(scaled.dtype)), (0, 0, 0, missing))
+    lora_B = _padded(torch.block_diag(*scaled), (0, missing))
     return lora_A.contiguous(), lora_B.contiguous()
 
 
@@ -45,10 +46,10 @@ def lora_tensors(
         pair = _convolution(module, A, B, rank, groups)
     elif module.kind == "embedding":
         names = ("lora_embedding_A", "lora_embedding_B")
-        scaled, dtype = _scaled(B, module.scaling)
+        scaled = _scaled(B, module.scaling)
         missing = rank - module.equivalent_rank
-        pair = F.pad(A.flatten(0, 1), (0, 0, 0, missing)).to(dtype), F.pad(torch.block_diag(*scaled), (0, missing))
-        pair = pair[0], pair[1].to(dtype)
+        rows = A.flatten(0, 1).to(scaled.dtype)
+        pair = _padded(rows, (0, 0, 0, missing)), _padded(torch.block_diag(*scaled), (0, missing))
     elif module.kind == "parameter" and A.dim() == 4:
         experts = [lora_factors(A[:, e], B[:, e], module.scaling, rank) for e in range(module.experts)]
         # LoRA's own order: lora_A has an expert's ranks as neighbouring rows, lora_B a rank's experts as columns.
@@ -73,22 +74,28 @@ def _convolution(
             f"{module.name}: groups={groups} can't be the convolution's: n={n} and the adapter's shapes fit "
             f"{n * spanned if spanned > 1 else f'a divisor of {n}'}; pass what the base layer has"
         )
-    scaled, dtype = _scaled(B, module.scaling)
-    rows = torch.block_diag(*A.flatten(2))
+    scaled = _scaled(B, module.scaling)
+    rows = torch.block_diag(*A.flatten(2).to(scaled.dtype))
     missing = (rank - n * r) // groups  # every group of ranks is padded at its own end
     lora_A = F.pad(rows.unflatten(0, (groups, -1)), (0, 0, 0, missing)).flatten(0, 1)
     if spanned > 1:
         columns = scaled.flatten(0, 1)
     else:
         columns = torch.cat([torch.block_diag(*group) for group in scaled.unflatten(0, (groups, -1))])
-    lora_B = F.pad(columns, (0, missing)).to(dtype)
+    lora_B = _padded(columns, (0, missing))
     ones = (1,) * (A.dim() - 3)
-    return lora_A.to(dtype).unflatten(1, (-1, *A.shape[3:])), lora_B.unflatten(1, (-1, *ones))
+    return lora_A.unflatten(1, (-1, *A.shape[3:])), lora_B.unflatten(1, (-1, *ones))
 
 
-def _scaled(B: torch.Tensor, scaling: float) -> tuple[torch.Tensor, torch.dtype]:
-    """scaling * B in fp64, and the dtype to write it in: B's own if 16 bits hold it exactly, else fp32 for those."""
+def _padded(x: torch.Tensor, by: tuple[int, ...]) -> torch.Tensor:
+    """As F.pad, without a copy where there is nothing to add."""
+    return F.pad(x, by) if any(by) else x
+
+
+def _scaled(B: torch.Tensor, scaling: float) -> torch.Tensor:
+    """scaling * B, multiplied in fp64: in B's own dtype, or in fp32 if that has 16 bits that do not hold it exactly."""
     scaled = B.to(torch.float64) * scaling
-    if B.dtype in (torch.float16, torch.bfloat16) and not torch.equal(scaled.to(B.dtype).to(torch.float64), scaled):
-        return scaled, torch.float32
-    return scaled, B.dtype
+    own = scaled.to(B.dtype)
+    if B.dtype in (torch.float16, torch.bfloat16) and not torch.equal(own.to(torch.float64), scaled):
+        return scaled.to(torch.float32)
+    return own

@@ -74,8 +74,8 @@ def test_memory_is_counted_to_the_byte() -> None:
     assert verdict(own, [base, own]) == "pass: keeps 2,304 of 2,304 bytes, peak +0.15 of x"
     assert verdict({**own, "saved_bytes": "2305"}, [base, own]).startswith("miss")
     assert verdict({**own, "peak_bytes": "170000"}, [base, own]).startswith("miss")
-    file = row("melora", suite="memory", case="adapter file, save", ratio_p50=1.5, peak_bytes=400, parameters=64)
-    assert verdict(file, [file]) == "miss: peak 1.56 of the adapter, 1.50 of plain"
+    file = row("melora", suite="memory", case="adapter file, save", ratio_p50=1.5, peak_bytes=400, saved_bytes=256)
+    assert verdict(file, [file]) == "miss: peak 1.56 of the file, 1.50 of plain"
 
 
 def test_cost_is_flat_in_n() -> None:

@@ -90,7 +90,8 @@ def _bars(axis: "Axes", rows: Rows) -> None:
 def _lines(axis: "Axes", rows: Rows, size: str) -> None:
     """Time against a size, a line for each method (for n: LoRA of rank n * r stands at n)."""
     r = next(int(row["r"]) for row in rows if row["contestant"] == "melora")
-    for (method,), own in split(rows, ("contestant",)).items():
+    same = ("contestant",) if size in ("n", "adapters") else ("contestant", "rank")
+    for (method, *_), own in split(rows, same).items():
         if method == "base" and size in ("n", "adapters"):
             axis.axhline(float(own[0]["ms_p50"]), color=COLOURS[method], linestyle=":", label="frozen base")
             continue
