@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _untouched_logger() -> Iterator[None]:
-    """A command sets up the logger "melora" for its whole process; the tests after one that ran a command get theirs back."""
+    """A command sets up the logger "melora" for its whole process; a test after one that ran a command gets it back."""
     logger = logging.getLogger("melora")
     before = logger.handlers[:], logger.level, logger.propagate
     yield

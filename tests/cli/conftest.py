@@ -24,6 +24,7 @@ class Outcome:
 @pytest.fixture
 def melora(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run `melora ARGUMENTS` and return its exit code and output."""
+
     def run(*arguments: object) -> Outcome:
         capsys.readouterr()
         try:
