@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests compare the config that they load with the class that they saved.
     register(stand_in.StandIn, stand_in.FittingModel)
     if config.getoption("--melora-mode") == "lora-name":
-        peft.LoraConfig = stand_in.StandIn  # type: ignore[assignment,misc]
+        peft.LoraConfig = stand_in.StandIn  # type: ignore[assignment,misc]  # a class is replaced, on purpose
     config.pluginmanager.register(_Results(config), "melora-results")
 
 

@@ -59,7 +59,7 @@ def _init(self: StandIn, *args: Any, **kwargs: Any) -> None:
     self.__dict__["asked_for_lora"] = asked
 
 
-StandIn.__init__ = _init  # type: ignore[method-assign]
+StandIn.__init__ = _init  # type: ignore[method-assign]  # a dataclass makes its own __init__
 for _field in fields(LoraConfig):
     if _field.name in LORA_ONLY and _field.default is not MISSING:  # read by tests that only ask whether it is set
         setattr(StandIn, _field.name, _field.default)

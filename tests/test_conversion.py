@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from melora import MeloraConfig, MeloraError
 from melora.conversion import export_lora, new_folder
@@ -45,6 +46,25 @@ def test_16_bits_are_kept_where_nothing_is_rounded(scaling: float, dtype: torch.
     A, B = torch.randn(2, 1, 4).bfloat16(), torch.randn(2, 4, 1).bfloat16()
     lora_A, lora_B = lora_factors(A, B, scaling, 2)
     assert lora_A.dtype == lora_B.dtype == dtype
+
+
+class LargestInFp64(TorchDispatchMode):
+    """Remembers how many elements the largest fp64 tensor has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_the_scaling_in_fp64_is_done_while_the_factors_are_compact() -> None:
+    A, B = torch.randn(4, 2, 8), torch.randn(4, 8, 2)
+    with LargestInFp64() as seen:
+        lora_factors(A, B, 0.3, rank=8)
+    assert 0 < seen.elements == B.numel()  # dense, it would be n times as large
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def _convolution(
     scaled = _scaled(B, module.scaling)
     rows = torch.block_diag(*A.flatten(2).to(scaled.dtype))
     missing = (rank - n * r) // groups  # every group of ranks is padded at its own end
-    lora_A = F.pad(rows.unflatten(0, (groups, -1)), (0, 0, 0, missing)).flatten(0, 1)
+    lora_A = _padded(rows.unflatten(0, (groups, -1)), (0, 0, 0, missing)).flatten(0, 1)
     if spanned > 1:
         columns = scaled.flatten(0, 1)
     else:

@@ -41,7 +41,7 @@ def test_every_peer_trains_on_one_frozen_weight(peer: Peer) -> None:
     gradients = torch.autograd.grad(y.square().sum(), [x, *contestant.trainable])
     assert all(bool(gradient.abs().sum() > 0) for gradient in gradients)
     frozen = [p for p in contestant.module.parameters() if p.shape == (D_OUT, D_IN) and not p.requires_grad]
-    assert any(weight is base.layers[0]["proj"].weight for weight in frozen)  # type: ignore[index]
+    assert any(weight is base.layers[0]["proj"].weight for weight in frozen)
 
 
 @pytest.mark.parametrize(
@@ -64,21 +64,21 @@ def test_settings_are_what_they_say(name: str, parameters: int) -> None:
 def test_three_ways_to_compute_the_layer_agree() -> None:
     base, x = stack(), torch.randn(8, D_IN)
     loop, einsum = (attach(Peer(name, 4, 2, 8), base, 0.0, ["proj"]).module for name in ("loop", "einsum"))
-    A = torch.stack([linear.weight for linear in loop.layers[0]["proj"].A])  # type: ignore[index,union-attr]
-    B = torch.stack([linear.weight for linear in loop.layers[0]["proj"].B])  # type: ignore[index,union-attr]
-    own = einsum.layers[0]["proj"]  # type: ignore[index]
+    A = torch.stack([linear.weight for linear in loop.layers[0]["proj"].A])
+    B = torch.stack([linear.weight for linear in loop.layers[0]["proj"].B])
+    own = einsum.layers[0]["proj"]
     own.A.data.copy_(A)
     own.B.data.copy_(B)
     torch.testing.assert_close(einsum(x), loop(x))
     dense = attach(Peer("dense", 4, 8, 32), base, 0.0, ["proj"]).module
-    dense.layers[0]["proj"].blocks.data.copy_((B @ A).transpose(1, 2) * 8)  # type: ignore[index]
+    dense.layers[0]["proj"].blocks.data.copy_((B @ A).transpose(1, 2) * 8)
     torch.testing.assert_close(dense(x), loop(x))
 
 
 def test_a_merged_contestant_has_weights_of_its_own() -> None:
     base = stack()
-    before = base.layers[0]["proj"].weight.clone()  # type: ignore[index]
+    before = base.layers[0]["proj"].weight.clone()
     attach(Peer("melora", 4, 2, 8, "merged"), base, 0.0, ["proj"])
-    assert torch.equal(base.layers[0]["proj"].weight, before)  # type: ignore[index]
+    assert torch.equal(base.layers[0]["proj"].weight, before)
     assert attach(BASE, base, 0.0, ["proj"]).module is base
     assert set(METHODS) >= {peer.method for peer in choose(PEERS, [(4, 2)], D_IN, D_OUT)}

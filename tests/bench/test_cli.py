@@ -72,7 +72,7 @@ def test_resume_measures_only_what_is_missing(
         if len(measured) == 1:
             raise KeyboardInterrupt
         measured.append(group.facts.tokens)
-        return real(group, *args)  # type: ignore[arg-type]
+        return real(group, *args)
 
     monkeypatch.setattr(Group, "measure", stopped)
     with pytest.raises(KeyboardInterrupt):

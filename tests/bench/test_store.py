@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-40], lambda text: text + "1,2\n", lambda text: text.replace(",", ";")]
 )
-def test_a_damaged_file_is_named(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_file_is_named(tmp_path: Path, damage: Callable[[str], str]) -> None:
     file = tmp_path / "a.csv"
     Store(file, resume=False).add("layer", rows(16))
     file.write_text(damage(file.read_text()))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # in its __init__, not in __all__
 
 from ..errors import MeloraError
 from .failures import TrainingError
