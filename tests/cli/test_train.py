@@ -42,6 +42,24 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert set(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("head", "adapter  0 parameters; head 33"),
+        ("bias", "adapter  640 parameters; head 33"),
+        ("full", ", 0 frozen parameters"),
+    ],
+)
+def test_a_dry_run_of_a_method_without_an_adapter(
+    melora: Callable[..., Any], recipe_file: Path, tmp_path: Path, before: set[Path], method: str, told: str
+) -> None:
+    done = melora("train", recipe_file, "--dry-run", f"adapter={{method: {method}}}")
+    assert done.code == 0, done.err
+    assert told in done.out
+    assert ("equivalent rank" in done.out) == (method != "head")  # no table without modules
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_keys_lists_the_recipes_keys(melora: Callable[..., Any]) -> None:
     done = melora("train", "--keys")
     assert done.code == 0

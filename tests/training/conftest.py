@@ -145,3 +145,24 @@ def tiny_recipe(model: Path, data: Path, output: Path) -> dict[str, Any]:
         "seed": 0,
         "output": str(output),
     }
+
+
+def plain_recipe(model: Path, data: Path, method: str, output: Path) -> dict[str, Any]:
+    """Of a method that trains without an adapter: head, bias or full."""
+    recipe = tiny_recipe(model, data, output)
+    recipe["training"]["learning_rate"] = 0.005
+    return {**recipe, "adapter": {"method": method}}
+
+
+@pytest.fixture(scope="session")
+def plain_runs(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished run of each of these methods, by name; tests must not change them (copy them for that)."""
+    folder = tmp_path_factory.mktemp("plain")
+    recipes = {name: plain_recipe(tiny_model, tiny_data, name, folder / name) for name in ("head", "bias", "full")}
+    return {name: train(parse_recipe(recipe)).path for name, recipe in recipes.items()}
+
+
+@pytest.fixture
+def plain_values(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """The recipe of such a run by its method's name, as plain values; its output is tmp_path/run."""
+    return lambda method: plain_recipe(tiny_model, tiny_data, method, tmp_path / "run")

@@ -172,7 +172,8 @@ class Killer:
 
 def scores_of(run: Path) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((run / RESULTS).read_text())
-    return {key: value for key, value in results.items() if key not in ("train_seconds", "resumed")}
+    measured = ("train_seconds", "step_seconds", "peak_memory", "resumed")
+    return {key: value for key, value in results.items() if key not in measured}
 
 
 def main() -> None:

@@ -80,3 +80,25 @@ def test_of_other_methods_any_parameter_counts() -> None:
 def test_the_module_of_a_parameter() -> None:
     assert module_of(Q.format("A")) == "x.q"
     assert module_of("base_model.model.h.0.ia3_l.default") == "h.0"
+
+
+def test_biases_alone_may_rest_but_not_all_of_them() -> None:
+    names = [f"base_model.model.x.{module}.{part}" for module in ("key", "query") for part in ("bias", "weight")]
+    before = snapshot({name: torch.zeros(3) for name in names})
+    moved = snapshot({name: torch.ones(3) for name in names})
+    biases = [name for name in names if name.endswith("bias")]
+    alone = {name: before[name] for name in biases}
+    check(alone, {**alone, biases[1]: moved[biases[1]]})
+    with pytest.raises(TrainingError, match=r"no gradient reached x\.key, x\.query"):
+        check(alone, alone)
+    with pytest.raises(TrainingError, match=r"1 of 2 adapted modules did not change .*: x\.key;"):
+        check(before, {**moved, names[0]: before[names[0]], names[1]: before[names[1]]})
+
+
+def test_a_snapshot_of_the_base_models_own_weights_is_a_digest_that_any_change_changes() -> None:
+    weight = torch.zeros(1000, 100, dtype=torch.bfloat16)
+    before = snapshot({"base_model.model.x.weight": weight})
+    assert before["base_model.model.x.weight"].numel() == 16
+    assert unmoved(before, snapshot({"base_model.model.x.weight": weight})) == {"x": []}
+    weight[7, 9] = 1e-3
+    assert unmoved(before, snapshot({"base_model.model.x.weight": weight})) == {}

@@ -77,7 +77,8 @@ def _show_plan(prepared: Prepared, args: TrainingArguments, console: Console) ->
         numbers = (module.n, module.r, module.equivalent_rank)
         shown = ("-" if number is None else str(number) for number in numbers)
         table.add_row(module.name, f"{module.d_out} x {module.d_in}", *shown, f"{module.parameters:,}")
-    console.print(table)
+    if table.row_count:  # else the head alone is trained
+        console.print(table)
     _show_start(prepared, args, console)
     for line in prepared.task.preview(prepared.train, prepared.tokenizer):
         console.print(line, markup=False)

@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 import melora  # noqa: F401 - registers MELORA
 
 from ..errors import MeloraError
+from . import plain_methods  # noqa: F401 - registers HEAD, BIAS and FULL
 from .schema import convert, nearest, one_line
 
 # Set from the task and the model, so that a recipe can't contradict them.
@@ -55,7 +56,8 @@ def attach(model: Any, config: PeftConfig, *, on_meta: bool = False) -> PeftMode
     """Put a fresh adapter into the model (on_meta: shapes only, for a dry run).
 
     Raises:
-        MeloraError: the config does not fit the model: targets not found, sizes not divisible, rank too high.
+        MeloraError: the config does not fit the model: targets not found, sizes not divisible, rank too high, nothing
+            to train.
     """
     rank = getattr(config, "r", None)
     largest = max((max(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)), default=0)
@@ -74,11 +76,24 @@ def attach(model: Any, config: PeftConfig, *, on_meta: bool = False) -> PeftMode
         raise MeloraError(f"adapter with target_modules={targets}: {one_line(error)}") from None
     present = [name.rsplit(".", 1)[-1] for name, _ in model.named_modules()]
     config.modules_to_save = sorted({*wanted, *(set(config.modules_to_save or []) & set(present))}) or None
+    if not any(parameter.requires_grad for parameter in peft_model.parameters()):
+        raise MeloraError(
+            f"adapter.method {method_of(config)}: the model has no new module, such as a classifier, so there is "
+            "nothing to train; name modules in adapter.modules_to_save, or choose another method"
+        )
     return peft_model
 
 
+def method_of(config: PeftConfig) -> str:
+    """The name that a recipe gives a config's method."""
+    return str(getattr(config.peft_type, "value", config.peft_type)).lower()
+
+
 def adapter_and_head(model: PeftModel) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The trainable parameters by name: (the adapter's, those of modules trained whole)."""
+    """The trainable parameters by name: (the adapter's, those of modules trained whole).
+
+    Where the base model's own weights are trained (plain_methods.py), they stand in the adapter's place.
+    """
     adapter: dict[str, torch.Tensor] = {}
     head: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():

@@ -10,6 +10,9 @@ from .recipe import Recipe
 from .source import ModelSource
 from .tasks import Task
 
+# Methods that PEFT does not have, and what to import for it to know them.
+_REGISTERED = {"melora": "melora", **dict.fromkeys(("head", "bias", "full"), "melora.training.plain_methods")}
+
 
 def model_card(
     recipe: Recipe,
@@ -109,7 +112,7 @@ def _adapter_facts(recipe: Recipe, modules: list[ModulePlan], counts: Counts) ->
         ("n (minis)", span([module.n for module in modules])),
         ("r (rank of one mini)" if any(module.n for module in modules) else "r", span([m.r for m in modules])),
         ("equivalent rank", span([module.equivalent_rank for module in modules])),
-        ("alpha", recipe.adapter.get("lora_alpha", "the method's default")),
+        ("alpha", recipe.adapter.get("lora_alpha", "the method's default") if any(m.r for m in modules) else "-"),
         ("adapted modules", len(modules)),
         ("adapter parameters", f"{counts.adapter:,}"),
         ("LoRA of equal rank would have", "-" if counts.lora is None else f"{counts.lora:,}"),
@@ -122,7 +125,8 @@ def _adapter_facts(recipe: Recipe, modules: list[ModulePlan], counts: Counts) ->
 def _reload_lines(recipe: Recipe, source: ModelSource, task: Task, method: str) -> list[str]:
     imports, path = source.python()
     config = "".join(f", {key}={value!r}" for key, value in task.model_config().items())
-    register = ["import melora  # registers MELORA with PEFT"] if method == "melora" else []
+    known = _REGISTERED.get(method)
+    register = [] if known is None else [f"import {known}  # registers {method.upper()} with PEFT"]
     return [
         *register,
         *imports,
@@ -143,6 +147,11 @@ def _notes(method: str) -> list[str]:
         notes.append(
             "A process that has not imported `melora` stops with `KeyError: 'MELORA'`. Without melora installed, use "
             "an exact plain-LoRA copy, which stock PEFT and LoRA servers load: `melora export RUN --to lora`."
+        )
+    elif method in _REGISTERED:
+        notes.append(
+            f"A process that has not imported `{_REGISTERED[method]}` stops with `KeyError: '{method.upper()}'`. Without "
+            "melora installed, use the trained model as a plain one: `melora export RUN --to merged`."
         )
     return [line for note in notes for line in (note, "")]
 

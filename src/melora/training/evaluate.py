@@ -13,14 +13,13 @@ import pyarrow.parquet
 from peft import PeftModel
 
 from ..errors import MeloraError
-from ..loading import load_adapter
 from .arguments import scoring_arguments
 from .base import Base, fingerprint, load_base, load_tokenizer
 from .data import read_split, read_validation
 from .folder import ADAPTER, ENVIRONMENT, EVALUATION, open_run, read_json, write_json
 from .halving import with_halving
 from .recipe import Recipe, parse_recipe
-from .saved import load_task
+from .saved import load_saved, load_task
 from .schema import apply_overrides
 from .source import ModelSource, find_model
 from .tasks import Task
@@ -46,7 +45,7 @@ class Restored:
         Raises:
             MeloraError: the adapter is damaged, or not for this base model.
         """
-        return load_adapter(self.base.model, self.path / ADAPTER).eval()
+        return load_saved(self.base.model, self.path / ADAPTER).eval()
 
 
 def restore(run: str | Path, overrides: Iterable[str] = ()) -> Restored:

@@ -33,9 +33,11 @@ class Guarded(Resumable):
 
     Attributes:
         idle_modules: regular expressions of adapted modules that may stay unmoved.
+        must_move: whether to look for parts that did not move; a trial of a step or two has nothing to show.
     """
 
     idle_modules: tuple[str, ...] = ()
+    must_move: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,7 +54,8 @@ class Guarded(Resumable):
             TrainingError: see the class.
         """
         # Only the main rank is sure to have weights yet.
-        self._before = snapshot(adapter_and_head(self.model)[0]) if is_main() else {}
+        self._before = snapshot(self._watched()) if is_main() and self.must_move else {}
+        self._is_moved_checked = not self.must_move
         output = super().train(*args, **kwargs)
         if not self._is_moved_checked:
             self._check_moved()
@@ -128,8 +131,15 @@ class Guarded(Resumable):
                 lower_rate(self.args.learning_rate),
             )
 
+    def _watched(self) -> dict[str, torch.Tensor]:
+        """What must move: the adapter, or the head where that is all that is trained."""
+        adapter, head = adapter_and_head(self.model)
+        return adapter or head
+
     def _check_moved(self) -> None:
-        after = whole(adapter_and_head(self.model)[0])
+        after: dict[str, torch.Tensor] = {}
+        for name, parameter in self._watched().items():  # one at a time: together they may be as large as the model
+            after |= snapshot(whole({name: parameter}))
         main_only(
             lambda: check_moved(
                 self._before,

@@ -65,7 +65,7 @@ def disk_needed(prepared: Prepared, args: TrainingArguments) -> int:
     trained = (counts.adapter + counts.head) * _FLOAT
     kept = args.save_total_limit or 10
     checkpoints = (kept + 1) * trained * (1 + _MOMENTS)
-    return checkpoints + trained + _tokenizer_bytes(prepared)
+    return checkpoints + trained + tokenizer_bytes(prepared)
 
 
 def free_disk(output: str | Path) -> int:
@@ -76,7 +76,8 @@ def free_disk(output: str | Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _tokenizer_bytes(prepared: Prepared) -> int:
+def tokenizer_bytes(prepared: Prepared) -> int:
+    """Of the base model's tokenizer files, which every checkpoint holds."""
     folder = Path(prepared.source.path)
     files = folder.glob("*token*") if folder.is_dir() else ()
     return sum(os.path.getsize(file) for file in files)

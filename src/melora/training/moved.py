@@ -1,5 +1,6 @@
 """Whether training moves every part of an adapter: a part that no gradient reaches is one that does nothing."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 
@@ -26,8 +27,25 @@ def _prefixed(parts: list[str]) -> int:
 
 
 def snapshot(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies of the adapter's parameters before training, on the CPU."""
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in parameters.items()}
+    """What to compare the parameters by later, on the CPU: copies of an adapter's, digests of all others.
+
+    The others are as large as the model where its own weights are trained: copies would add that much to the run.
+    """
+    return {
+        name: parameter.detach().to("cpu", copy=True) if _is_adapters(name) else _digest(parameter)
+        for name, parameter in parameters.items()
+    }
+
+
+def _is_adapters(parameter: str) -> bool:
+    """Whether a layer of the adapter holds it, and not the base model."""
+    prefixes = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
+    return any(part.startswith(prefixes) for part in parameter.split("."))
+
+
+def _digest(parameter: torch.Tensor) -> torch.Tensor:
+    content = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return torch.frombuffer(bytearray(hashlib.blake2b(content.data, digest_size=16).digest()), dtype=torch.uint8)
 
 
 def unmoved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
@@ -38,11 +56,10 @@ def unmoved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor
 
     Args:
         before: what `snapshot` returned.
-        after: the same parameters now, whole, on the CPU. A and B of a MELoRA have the block as their first dimension.
+        after: the same of the whole parameters now. A and B of a MELoRA have the block as their first dimension.
     """
-    prefixes = tuple(PEFT_TYPE_TO_PREFIX_MAPPING.values())
     # Biases and the like, trained beside the adapter, may have a gradient of zero by the mathematics of attention.
-    names = [name for name in before if any(part.startswith(prefixes) for part in name.split("."))] or list(before)
+    names = [name for name in before if _is_adapters(name)] or list(before)
     modules: dict[str, list[str]] = {}
     for name in names:
         modules.setdefault(module_of(name), []).append(name)
@@ -104,7 +121,10 @@ def check_moved(
             f"learning rate ({rate:g}, less in warm-up) is too small for so few steps"
         )
     meant = [re.compile(pattern) for pattern in idle_modules]
-    still = {name: blocks for name, blocks in still.items() if not any(p.search(name) for p in meant)}
+    alone = _biases_alone(before)  # a key's has no gradient, whatever trains it: it moves all scores of a row alike
+    still = {
+        name: blocks for name, blocks in still.items() if name not in alone and not any(p.search(name) for p in meant)
+    }
     if still:
         shown = [
             name if name in whole else f"{name} (mini block {', '.join(map(str, still[name][:5]))})" for name in still
@@ -116,6 +136,12 @@ def check_moved(
             "slice that is always zero; leave them out with adapter.exclude_modules, or name them in idle_modules if "
             "they are meant to rest (experts that few tokens reach)"
         )
+
+
+def _biases_alone(parameters: Iterable[str]) -> set[str]:
+    """The modules of which nothing but biases is trained."""
+    trained = [(module_of(name), name.endswith("bias")) for name in parameters]
+    return {module for module, _ in trained} - {module for module, is_bias in trained if not is_bias}
 
 
 def _blocks(module: str, before: Mapping[str, torch.Tensor]) -> int:

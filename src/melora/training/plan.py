@@ -4,8 +4,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from .adapter import adapter_and_head
 from .moved import module_of
@@ -14,7 +16,7 @@ from .quantized import number_of_weights
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """One adapted module; n and r are None for methods that have no such thing."""
+    """A module that is adapted, or trained where it is; n and r are None for methods that have no such thing."""
 
     name: str
     d_in: int
@@ -84,12 +86,22 @@ def count_steps(args: TrainingArguments, rows: int) -> int:
     return steps
 
 
+def batches_of_evaluation(args: TrainingArguments, rows: int) -> int:
+    """How many batches one evaluation has, on each rank."""
+    return math.ceil(rows / (args.eval_batch_size * args.world_size))
+
+
 def _sizes(layer: Any) -> tuple[int, int]:
     base = layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
     d_in, d_out = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     if d_in and d_out:
         return int(d_out), int(d_in)
-    return int(base.weight.shape[0]), math.prod(base.weight.shape[1:])
+    if isinstance(base, Conv1D):  # its weight is stored transposed
+        return int(base.nf), int(base.nx)
+    weight = getattr(base, "weight", None)
+    if weight is None:
+        weight = max(base.parameters(recurse=False), key=torch.Tensor.numel)
+    return int(weight.shape[0]), math.prod(weight.shape[1:])
 
 
 def _setting(layer: Any, name: str) -> int | None:

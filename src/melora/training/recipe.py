@@ -47,7 +47,8 @@ class Recipe:
         data: the data (see DataSpec).
         output: the run folder to make; it must not exist.
         task: classification or regression.
-        adapter: `method` (melora, or any method of PEFT) and that method's own config fields.
+        adapter: `method` (melora, any method of PEFT, or head, bias or full, which train without an adapter) and that
+            method's own config fields.
         training: any field of transformers.TrainingArguments.
         head_learning_rate_ratio: learning rate of the modules that are trained whole, such as a new classifier, over
             training.learning_rate; the reference takes 0.5.

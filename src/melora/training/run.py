@@ -17,6 +17,7 @@ from .environment import describe_environment
 from .failures import Stopped, TrainingError
 from .folder import ADAPTER, CHECKPOINTS, CURVES, ENVIRONMENT, METRICS, RESULTS, RunFolder, write_json, write_text
 from .losses import LossTrend, lower_rate
+from .measured import StepClock, forget_peak, peak_memory
 from .plan import count_parameters, plan_modules
 from .prepare import Prepared, prepare
 from .progress import MetricsFile, ProgressDisplay
@@ -115,6 +116,8 @@ def _train_in(
 
     display = ProgressDisplay(console, [task.shown]) if console is not None and is_main() else None
     callbacks = [MetricsFile(here / METRICS)] if is_main() else []
+    clock = StepClock()
+    forget_peak(args.device)
     trainer = build_trainer(
         task,
         prepared.tokenizer,
@@ -122,7 +125,7 @@ def _train_in(
         args=args,
         train_dataset=prepared.train,
         eval_dataset=prepared.validation,
-        callbacks=[*callbacks, *([display] if display is not None else [])],
+        callbacks=[clock, *callbacks, *([display] if display is not None else [])],
     )
     trainer.idle_modules = tuple(prepared.recipe.idle_modules)
     trainer.head_rate_ratio = prepared.recipe.head_learning_rate_ratio
@@ -132,6 +135,7 @@ def _train_in(
     finally:
         if display is not None:
             display.close()
+    peak = max(gather(peak_memory(args.device)))
     history = list(trainer.state.log_history)
     metrics = _final_metrics(trainer, args)
     scores = task.final_scores(
@@ -156,6 +160,8 @@ def _train_in(
         "new_modules": prepared.new_modules,
         "train_loss": _course(trainer.losses, args.learning_rate),
         "train_seconds": round(output.metrics["train_runtime"], 3),
+        "step_seconds": clock.median(),
+        "peak_memory": peak,
         "resumed": folder.checkpoint is not None,
     }
     state = whole_state(model)

@@ -1,13 +1,20 @@
 """What is stored beside the adapter's weights, so that its folder is enough to use it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 
+from ..adapter_files import WEIGHTS_FILE
+from ..errors import MeloraError
+from ..loading import load_adapter
+from ..untrusted import check_auto_mapping
 from .folder import read_json, write_json
 from .recipe import Recipe
+from .schema import one_line
 from .source import ModelSource
 from .tasks import Task, task_class
 
@@ -35,6 +42,28 @@ def save_adapter(
     config["base_model_name_or_path"] = source.location if source.kind == "folder" else source.name
     write_json(folder / ADAPTER_CONFIG, config)
     write_json(folder / TASK, {"task": task.name, **task.state(), **task.inputs(recipe.data)})
+
+
+def load_saved(base_model: Any, folder: Path) -> PeftModel:
+    """The base model with the adapter that a run saved, whatever its method.
+
+    MELoRA's and LoRA's are checked tensor by tensor before the model is touched; others as they are loaded.
+
+    Raises:
+        MeloraError: the folder is damaged, or its adapter is not for this base model.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    if config.get("peft_type") in ("MELORA", "LORA"):
+        return load_adapter(base_model, folder)
+    check_auto_mapping(config.get("auto_mapping"), f"{folder}: ")
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise MeloraError(f"{folder}: no {WEIGHTS_FILE} in it; the run folder is not complete, train again")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(base_model, str(folder))
+    except (KeyError, RuntimeError, UserWarning, ValueError, SafetensorError) as error:
+        raise MeloraError(f"{folder}: can't be loaded into {type(base_model).__name__}: {one_line(error)}") from None
 
 
 def load_task(folder: Path) -> Task:

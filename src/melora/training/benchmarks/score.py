@@ -15,6 +15,7 @@ from lm_eval.tasks import TaskManager
 from ...errors import MeloraError
 from ..evaluate import Restored
 from ..halving import with_halving
+from ..plain_methods import trained_in_place
 from ..schema import nearest, one_line
 from .local import local_tasks
 
@@ -97,8 +98,16 @@ def score(restored: Restored, options: Options, tasks: list[Any]) -> dict[str, A
     Returns:
         versions and options, and under "scores" one row per task and metric: task, metric, value, stderr, shots, rows,
         and baseline and baseline_stderr where those were asked for.
+
+    Raises:
+        MeloraError: the baseline was asked for, and there is none below what was trained.
     """
     model = restored.with_adapter()
+    if options.baseline and trained_in_place(model):
+        raise MeloraError(
+            f"--baseline: {restored.path} trained the base model's own weights, which its adapter does not leave behind; "
+            "leave the option out, and score the base model by a run that trains an adapter"
+        )
     if torch.cuda.is_available() and not restored.recipe.training.get("use_cpu"):
         model = model.to("cuda")
     rows = _rows(_run(model, restored.tokenizer, options, tasks))
