@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_inspect(commands)
     _add_push(commands)
+    _add_compare(commands)
     commands.add_parser("bench", help="time one layer: frozen base, PEFT's LoRA, MELoRA", add_help=False)
     for command in commands.choices.values():
         command.allow_abbrev = False
@@ -160,6 +161,35 @@ def _add_push(commands: "argparse._SubParsersAction[Parser]") -> None:
     push.add_argument("run", metavar="RUN", help="a run folder that `melora train` made")
     push.add_argument("repo", metavar="REPO", help="OWNER/NAME of the repository; it is made if there is none")
     push.add_argument("--private", action="store_true", help="make the repository private")
+
+
+def _add_compare(commands: "argparse._SubParsersAction[Parser]") -> None:
+    compare = commands.add_parser(
+        "compare",
+        help="compare methods over tasks, seeds and learning rates",
+        description="Run a study: each method on each task at several learning rates, chosen on held-out rows, then at "
+        "the best one with every seed, scored once on the untouched split. Finished runs are never made again. Writes "
+        "report.html, report.md, plots and results.parquet.",
+        epilog="example: melora compare studies/quick.yaml --jobs 2",
+    )
+    compare.add_argument("study", metavar="STUDY", help="YAML study, e.g. studies/quick.yaml")
+    compare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the study, e.g. seeds=[0,1]")
+    compare.add_argument(
+        "--dry-run", action="store_true", help="check everything, time one step of each method and show the hours"
+    )
+    compare.add_argument("--report", action="store_true", help="only write the report of the runs that are there")
+    compare.add_argument("--retry-failed", action="store_true", help="make failed runs again")
+    compare.add_argument("--jobs", type=int, metavar="N", help="runs at a time on this machine (default: 1)")
+    compare.add_argument("--threads", type=int, metavar="N", help="of each run (default: the cores divided by --jobs)")
+    compare.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="hand the runs to Ray: one started here, or the cluster at ADDRESS, which must share the study's folder",
+    )
+    compare.add_argument("--cpus", type=float, metavar="N", help="with --ray: processors of a run (default: 1)")
+    compare.add_argument("--gpus", type=float, metavar="N", help="with --ray: GPUs of a run (default: 0)")
 
 
 def _version() -> str:

@@ -88,7 +88,8 @@ def count_steps(args: TrainingArguments, rows: int) -> int:
 
 def batches_of_evaluation(args: TrainingArguments, rows: int) -> int:
     """How many batches one evaluation has, on each rank."""
-    return math.ceil(rows / (args.eval_batch_size * args.world_size))
+    batches: int = math.ceil(rows / (args.eval_batch_size * args.world_size))
+    return batches
 
 
 def _sizes(layer: Any) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -13,20 +13,29 @@ import yaml
 from ..errors import MeloraError
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+# What a file of each kind needs, and one to look at.
+_NEEDS = {"recipe": "model, data and output", "study": "output, tasks, methods and reference"}
+_EXAMPLES = {"recipe": "recipes/quickstart.yaml", "study": "studies/quick.yaml"}
+
+
+def read_yaml(path: Path, kind: Literal["recipe", "study"] = "recipe") -> dict[str, Any]:
     """The mapping in a YAML file.
+
+    Args:
+        path: the file.
+        kind: what it holds, for messages.
 
     Raises:
         MeloraError: no such file, not YAML, or not a mapping.
     """
     if not path.is_file():
-        raise MeloraError(f"recipe {path}: no such file; give the path of a YAML recipe, e.g. recipes/quickstart.yaml")
+        raise MeloraError(f"{kind} {path}: no such file; give the path of a YAML {kind}, e.g. {_EXAMPLES[kind]}")
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MeloraError(f"recipe {path}: not valid YAML: {one_line(error)}") from None
+        raise MeloraError(f"{kind} {path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
-        raise MeloraError(f"recipe {path}: holds no keys; it needs at least model, data and output")
+        raise MeloraError(f"{kind} {path}: holds no keys; it needs at least {_NEEDS[kind]}")
     return values
 
 
