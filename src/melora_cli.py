@@ -173,7 +173,9 @@ def _add_compare(commands: "argparse._SubParsersAction[Parser]") -> None:
         epilog="example: melora compare studies/quick.yaml --jobs 2",
     )
     compare.add_argument("study", metavar="STUDY", help="YAML study, e.g. studies/quick.yaml")
-    compare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the study, e.g. seeds=[0,1]")
+    compare.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="change a key of the study, e.g. seeds=[0,1]"
+    )
     compare.add_argument(
         "--dry-run", action="store_true", help="check everything, time one step of each method and show the hours"
     )

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.retry_failed and not args.dry_run:
         known = _forget_failures(study, searches, known)
     wanted = [cell for cell in cells(study) if _has_work(cell, searches, known)]
-    check_study(study, wanted)
+    with _quiet(logging.ERROR):  # what a run says of its data stands in its log
+        check_study(study, wanted)
     if args.dry_run:
         _show_estimate(study, wanted, searches, known, args, console)
         return 0
@@ -90,7 +92,9 @@ def _has_work(cell: Cell, searches: Searches, known: Known) -> bool:
     setting = searches.setting(cell, known)
     if setting is None:
         search = searches.tpe(cell)
-        return any(known.needs(job, score=False) for job in searches.jobs(cell)) or bool(search and search.left())
+        return any(known.needs(job, score=False) for job in searches.jobs(cell, known)) or bool(
+            search and search.left()
+        )
     return any(known.needs(job, score=True) for job in cell.chosen(setting))
 
 
@@ -105,7 +109,8 @@ def _show_estimate(
     study: Study, wanted: list[Cell], searches: Searches, known: Known, args: argparse.Namespace, console: Console
 ) -> None:
     jobs, _ = _parallel(args)
-    found = estimate(study, wanted, searches, known, lambda line: console.print(line, markup=False))
+    with _quiet(logging.ERROR):
+        found = estimate(study, wanted, searches, known, lambda line: console.print(line, markup=False))
     table = Table("task", "method", "runs to make", "steps a run", "seconds a step", "time", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
@@ -130,6 +135,17 @@ def _write(study: Study, searches: Searches, known: Known, text: str, console: C
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "failed", "missing")}
     console.print(", ".join(f"{count} runs {status}" for status, count in counts.items() if count or status == "done"))
     console.print(f"report   {study.report_folder / 'report.html'}", markup=False)
+
+
+@contextmanager
+def _quiet(level: int) -> Iterator[None]:
+    logger = logging.getLogger("melora")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

@@ -49,8 +49,10 @@ class Job:
     @property
     def text(self) -> str:
         """For a person: task, method, setting, seed."""
-        values = (f"{key.rsplit('.', 1)[-1]} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                  for key, value in self.setting.items())
+        values = (
+            f"{key.rsplit('.', 1)[-1]} {value:g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in self.setting.items()
+        )
         return f"{self.task}, {self.method}, {', '.join(values)}, seed {self.seed}"
 
 
@@ -87,10 +89,6 @@ class Cell:
         run = recipe_hash(recipe)
         output = Path(self.study.output).expanduser() / run
         return Job(self.task, self.method, dict(setting), seed, replace(recipe, output=str(output)), run, score)
-
-    def grid(self) -> list[Job]:
-        """The runs of a search over the study's learning rates, ascending."""
-        return [self.job({RATE: rate}, self.study.seeds[0]) for rate in self.study.rates(self.method)]
 
     def chosen(self, setting: Setting) -> list[Job]:
         """The runs that are scored, one for each seed."""

@@ -130,4 +130,3 @@ def _points(job: Job, primary: str) -> list[Point]:
             score = line.get(f"eval_{primary}")
             points.append(Point(step, epoch, validation_loss=line["eval_loss"], validation_score=score))
     return points
-

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, cast
 
@@ -29,7 +30,12 @@ class Runs:
     Args:
         output: the study's folder; the children's output goes to logs/ in it.
         threads: of each child.
+
+    Attributes:
+        command: starts a child that reads its job as a line of its standard input.
     """
+
+    command: Sequence[str] = (sys.executable, "-m", "melora.compare.worker")
 
     def __init__(self, output: Path, threads: int) -> None:
         self.output = output
@@ -93,7 +99,7 @@ class Runs:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a", encoding="utf-8") as file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "melora.compare.worker"],
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,

@@ -11,6 +11,7 @@ from typing import Any
 from ..training.progress import clock
 from .choose import best_setting
 from .executor import Executor
+from .grid import grid_jobs
 from .jobs import Cell, Job, Setting, cells
 from .known import Known
 from .process import Halt
@@ -24,7 +25,7 @@ class Progress:
     """Counts runs as they end and says so.
 
     Args:
-        total: runs that are still to be made.
+        total: runs that are still to be made, as far as is known.
         parallel: at a time.
         say: prints a line.
     """
@@ -39,6 +40,7 @@ class Progress:
     def ended(self, job: Job, outcome: str) -> None:
         with self._lock:
             self.done += 1
+            self.total = max(self.total, self.done)
             spent = time.monotonic() - self.began
             left = max(0, self.total - self.done) * spent / self.done
             self.say(f"[{self.done}/{self.total}] {job.text}: {outcome}; about {clock(left)} left")
@@ -58,21 +60,21 @@ class Searches:
         """The cell's Optuna search; None with a grid."""
         return self._tpe.get((cell.task, cell.method))
 
-    def jobs(self, cell: Cell) -> list[Job]:
-        """The cell's search runs that are known by now: with a grid all of them."""
+    def jobs(self, cell: Cell, known: Known) -> list[Job]:
+        """The cell's search runs that are known by now."""
         search = self.tpe(cell)
-        return cell.grid() if search is None else search.jobs()
+        return grid_jobs(cell, known) if search is None else search.jobs()
 
     def is_over(self, cell: Cell, known: Known) -> bool:
         """Whether the cell's search has no run left to make, so that its choice stands."""
         search = self.tpe(cell)
         if search is not None and search.left():
             return False
-        return not any(known.needs(job, score=False) for job in self.jobs(cell))
+        return not any(known.needs(job, score=False) for job in self.jobs(cell, known))
 
     def setting(self, cell: Cell, known: Known) -> Setting | None:
         """What the search chose; None while it is not over, and if no run of it succeeded."""
-        return best_setting(self.jobs(cell), known) if self.is_over(cell, known) else None
+        return best_setting(self.jobs(cell, known), known) if self.is_over(cell, known) else None
 
 
 def run_study(
@@ -104,7 +106,8 @@ def run_study(
     def settle(place: int, cell: Cell) -> None:
         search = searches.tpe(cell)
         if search is None:
-            ensure(cell.grid(), score=False, priority=place)
+            while any(known.needs(job, score=False) for job in searches.jobs(cell, known)):  # the grid may grow
+                ensure(searches.jobs(cell, known), score=False, priority=place)
         else:
 
             def score(job: Job) -> float | None:
@@ -135,7 +138,7 @@ def count_left(study: Study, searches: Searches, known: Known) -> int:
     left = 0
     for cell in cells(study):
         search = searches.tpe(cell)
-        left += sum(known.needs(job, score=False) for job in searches.jobs(cell))
+        left += sum(known.needs(job, score=False) for job in searches.jobs(cell, known))
         left += 0 if search is None else search.left()
         setting = searches.setting(cell, known)
         if setting is None:  # the first seed's run is the search's own, and is still to be scored
@@ -153,7 +156,7 @@ def records(study: Study, searches: Searches, known: Known) -> list[Record]:
         chosen = [] if setting is None else cell.chosen(setting)
         for job in chosen:
             found[job.run] = known.record(job, chosen=True)
-        for job in searches.jobs(cell):
+        for job in searches.jobs(cell, known):
             found.setdefault(job.run, known.record(job, chosen=False))
     return _in_order(study, found.values())
 

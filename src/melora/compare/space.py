@@ -34,6 +34,8 @@ class Search:
         storage: tpe: any storage URL of Optuna, so that several machines share a search; by default an SQLite file in
             the study's output.
         seed: tpe: of the sampler.
+        extend: grid: by how many rates at most the grid grows for a method and task whose best rate is its lowest or
+            highest; 0 keeps it as it is.
     """
 
     sampler: Literal["grid", "tpe"] = "grid"
@@ -41,10 +43,13 @@ class Search:
     space: dict[str, Any] = field(default_factory=dict)
     storage: str | None = None
     seed: int = 0
+    extend: int = 2
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise MeloraError(f"search.trials: must be 1 or more, got {self.trials}")
+        if self.extend < 0:
+            raise MeloraError(f"search.extend: must be 0 or more, got {self.extend}")
         if self.sampler == "grid":
             for key in ("space", "storage"):
                 if getattr(self, key):

@@ -39,7 +39,8 @@ def _search(study: Study) -> str:
             f"{study.search.seed})"
         )
     else:
-        how = "from a grid, one run for each value"
+        grown = f", grown by up to {study.search.extend} where the best was at its end" if study.search.extend else ""
+        how = f"from a grid, one run for each value{grown},"
     return (
         f"The learning rate was chosen for each method and task {how} with seed {study.seeds[0]}, by the score on rows "
         "held out of the training rows; the epoch of every run was chosen on the same rows. The run at the chosen rate "

@@ -13,7 +13,6 @@ import sys
 import threading
 import warnings
 from dataclasses import asdict
-from typing import Any
 
 from ..errors import MeloraError
 from ..training.evaluate import evaluate

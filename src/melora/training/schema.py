@@ -12,7 +12,6 @@ import yaml
 
 from ..errors import MeloraError
 
-
 # What a file of each kind needs, and one to look at.
 _NEEDS = {"recipe": "model, data and output", "study": "output, tasks, methods and reference"}
 _EXAMPLES = {"recipe": "recipes/quickstart.yaml", "study": "studies/quick.yaml"}

@@ -1,0 +1,111 @@
+"""A study of a tiny model that trains in seconds, and ways to run it without a process for each run."""
+
+import runpy
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from melora.compare.jobs import Job
+from melora.compare.known import Known
+from melora.compare.process import Halt
+from melora.compare.state import State, note_failure, state_of
+from melora.compare.study import Study, parse_study
+from melora.compare.worker import make
+from melora.errors import MeloraError
+from melora.training.failures import TrainingError
+
+_SHARED = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))
+tiny_model, tiny_data = _SHARED["tiny_model"], _SHARED["tiny_data"]
+
+
+class InProcess:
+    """An executor that makes every run at once, here.
+
+    Attributes:
+        made: what was asked for: (run, whether to score it).
+        halt_after: raise Halt for all runs after so many.
+    """
+
+    parallel = 1
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, bool]] = []
+        self.halt_after: int | None = None
+
+    def submit(self, job: Job, *, score: bool, priority: int) -> "Future[State]":
+        future: Future[State] = Future()
+        if self.halt_after is not None and len(self.made) >= self.halt_after:
+            future.set_exception(Halt())
+            return future
+        self.made.append((job.run, score))
+        try:
+            make(job, score=score)
+        except (MeloraError, TrainingError) as error:
+            note_failure(job, "training", str(error))
+        future.set_result(state_of(job))
+        return future
+
+    def halt(self) -> None:
+        self.halt_after = 0
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def executor() -> InProcess:
+    return InProcess()
+
+
+@pytest.fixture
+def nothing_known() -> Known:
+    return Known({})
+
+
+@pytest.fixture
+def study_values(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
+    """A study of two methods on one task, two rates and two seeds, as plain values; its output is tmp_path/study."""
+    return {
+        "output": str(tmp_path / "study"),
+        "reference": "lora",
+        "seeds": [0, 1],
+        "learning_rates": [0.02, 0.002],
+        "base": {
+            "model": {"name_or_path": str(tiny_model)},
+            "data": {
+                "train": str(tiny_data / "train.parquet"),
+                "validation": str(tiny_data / "validation.parquet"),
+                "text": ["text"],
+                "max_length": 16,
+                "holdout": 24,
+            },
+            "adapter": {"target_modules": ["query", "value"]},
+            "training": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "use_cpu": True},
+        },
+        "tasks": {"rating": {"task": "regression", "data": {"label": "rating"}}},
+        "methods": {
+            "melora": {"adapter": {"method": "melora", "n": 4, "r": 1, "lora_alpha": 8}},
+            "lora": {"adapter": {"method": "lora", "r": 4, "lora_alpha": 8}},
+        },
+    }
+
+
+@pytest.fixture
+def make_study(study_values: dict[str, Any]) -> Callable[..., Study]:
+    """A Study with sections changed: make_study(seeds=[0], search={...})."""
+
+    def build(**changes: Any) -> Study:
+        return parse_study({**study_values, **changes})
+
+    return build
+
+
+@pytest.fixture
+def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study_values))
+    return file
