@@ -19,7 +19,7 @@ def jobs(make_study: Callable[..., Study]) -> list[Job]:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Semaphore]:
-    """Runs wait here until they are let through one by one; `gate.order` has their seeds in the order of their start."""
+    """Runs wait here until they are let through one by one; `gate.order` has their seeds as they started."""
     gate = threading.Semaphore(0)
     gate.order = []  # type: ignore[attr-defined]  # a place for it at hand
 

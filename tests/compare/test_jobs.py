@@ -110,5 +110,5 @@ def test_parts_that_add_up_to_no_recipe(
 
 def test_an_unknown_key_of_the_scoring(study_values: dict[str, Any]) -> None:
     study_values["tasks"]["rating"]["score"] = {"rows": 3}
-    with pytest.raises(MeloraError, match="task rating, method lora: .*rows"):
+    with pytest.raises(MeloraError, match=r"task rating, method lora: .*rows"):
         Cell(parse_study(study_values), "rating", "lora").job({RATE: 0.5}, 0)

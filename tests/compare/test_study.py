@@ -59,5 +59,5 @@ def test_bad_studies(make_study: Callable[..., Study], change: dict[str, Any], m
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(MeloraError, match="study .*none.yaml: no such file; give the path of a YAML study"):
+    with pytest.raises(MeloraError, match=r"study .*none.yaml: no such file; give the path of a YAML study"):
         load_study(tmp_path / "none.yaml")

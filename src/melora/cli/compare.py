@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with _quiet(logging.ERROR):  # what a run says of its data stands in its log
         check_study(study, wanted)
     if args.dry_run:
-        _show_estimate(study, wanted, searches, known, args, console)
+        _show_estimate(study, wanted, searches, known, console)
         return 0
     executor: Executor
     if args.ray is None:
@@ -92,9 +93,8 @@ def _has_work(cell: Cell, searches: Searches, known: Known) -> bool:
     setting = searches.setting(cell, known)
     if setting is None:
         search = searches.tpe(cell)
-        return any(known.needs(job, score=False) for job in searches.jobs(cell, known)) or bool(
-            search and search.left()
-        )
+        found = searches.jobs(cell, known)
+        return any(known.needs(job, score=False) for job in found) or (search is not None and search.left() > 0)
     return any(known.needs(job, score=True) for job in cell.chosen(setting))
 
 
@@ -105,10 +105,7 @@ def _forget_failures(study: Study, searches: Searches, known: Known) -> Known:
     return Known(kept)
 
 
-def _show_estimate(
-    study: Study, wanted: list[Cell], searches: Searches, known: Known, args: argparse.Namespace, console: Console
-) -> None:
-    jobs, _ = _parallel(args)
+def _show_estimate(study: Study, wanted: list[Cell], searches: Searches, known: Known, console: Console) -> None:
     with _quiet(logging.ERROR):
         found = estimate(study, wanted, searches, known, lambda line: console.print(line, markup=False))
     table = Table("task", "method", "runs to make", "steps a run", "seconds a step", "time", box=None)
@@ -120,9 +117,9 @@ def _show_estimate(
     console.print(table)
     seconds = sum(row.seconds for row in found)
     console.print(
-        f"{sum(row.runs for row in found)} runs to make: about {clock(seconds)} one after the other with this number of "
-        "threads, from one timed step of each method on rows of the median length; long rows, scoring and a busy machine "
-        "come on top"
+        f"{sum(row.runs for row in found)} runs to make: about {clock(seconds)} one after the other with "
+        f"{torch.get_num_threads()} threads each, from one timed step of each method on rows of the median length; a "
+        "grid that grows, long rows and a busy machine come on top"
     )
     console.print("dry run: nothing was written")
 

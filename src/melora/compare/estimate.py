@@ -80,9 +80,8 @@ def estimate(
 
 def _runs(study: Study, cell: Cell, searches: Searches, known: Known) -> int:
     search = searches.tpe(cell)
-    left = sum(known.needs(job, score=False) for job in searches.jobs(cell, known)) + (
-        0 if search is None else search.left()
-    )
+    left = sum(known.needs(job, score=False) for job in searches.jobs(cell, known))
+    left += 0 if search is None else search.left()
     setting = searches.setting(cell, known)
     if setting is None:
         return left + len(study.seeds) - 1

@@ -102,7 +102,7 @@ def cells(study: Study) -> list[Cell]:
 
 
 def check_distinct(jobs: Iterable[Job]) -> None:
-    """Raise a MeloraError if two entries of a study describe the same run, which would be made once and counted twice."""
+    """Raise a MeloraError if two entries of a study are the same run, which would be made once and counted twice."""
     seen: dict[str, Job] = {}
     for job in jobs:
         other = seen.setdefault(job.run, job)

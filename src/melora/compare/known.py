@@ -1,4 +1,4 @@
-"""What is known of a study's runs: from their folders, and of runs whose folder is gone from an earlier results.parquet."""
+"""What is known of a study's runs: from their folders, and where those are gone from an earlier results.parquet."""
 
 import math
 from collections.abc import Mapping

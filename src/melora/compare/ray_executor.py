@@ -1,5 +1,6 @@
 """Handing a study's runs to Ray: one started on this machine, or a cluster that shares the study's folder."""
 
+import logging
 import os
 import socket
 import threading
@@ -78,7 +79,7 @@ class RayExecutor:
                 address=address if address is not None else "local",
                 include_dashboard=False if address in (None, "local") else None,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 configure_logging=False,
             )
         except Exception as error:  # ConnectionError, RuntimeError, ValueError: as Ray's versions have it
@@ -94,7 +95,8 @@ class RayExecutor:
             if wanted > has.get(key, 0):
                 self._ray.shutdown()
                 raise MeloraError(
-                    f"{name} {wanted:g}: the Ray cluster has {has.get(key, 0):g}, so no run would ever start; ask for less"
+                    f"{name} {wanted:g}: the Ray cluster has {has.get(key, 0):g}, so no run would ever start; ask for "
+                    "less"
                 )
         rooms = [has["CPU"] / cpus] + ([has["GPU"] / gpus] if gpus else [])
         return max(1, int(min(rooms)))

@@ -28,7 +28,8 @@ class Study:
             one scoring at the end (default: no holdout, so that the validation split is read).
         methods: name -> keys of a recipe for this method (adapter, training, model, head_learning_rate_ratio,
             idle_modules), and its own learning_rates.
-        base: keys of a recipe that all runs share. Tasks' keys go before it, methods' before both; null takes a key out.
+        base: keys of a recipe that all runs share. Tasks' keys go before it, methods' before both; null takes a key
+            out.
         learning_rates: tried for every method that has none of its own.
         seeds: of the scored runs; the first is the search's, and its run at the chosen rate is not made again.
         reference: the method to compare with.
@@ -94,7 +95,8 @@ class Study:
             raise MeloraError(f"{where}: names a rate twice: {values}; its run would be repeated, so name it once")
         if not values and self.search.sampler == "grid":
             raise MeloraError(
-                f"{where}: is empty, and method {method} has nothing to choose from; give at least one, e.g. [1e-3, 3e-3, 1e-2]"
+                f"{where}: is empty, and method {method} has nothing to choose from; give at least one, e.g. "
+                "[1e-3, 3e-3, 1e-2]"
             )
 
 
