@@ -2,7 +2,7 @@
 
 import runpy
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,18 @@ from melora.compare.process import Halt
 from melora.compare.state import State, note_failure, state_of
 from melora.compare.study import Study, parse_study
 from melora.compare.worker import make
-from melora.errors import MeloraError
-from melora.training.failures import TrainingError
 
 _SHARED = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))
 tiny_model, tiny_data = _SHARED["tiny_model"], _SHARED["tiny_data"]
 
 
 class InProcess:
-    """An executor that makes every run at once, here.
+    """An executor that makes one run after the other in a thread of this process.
 
     Attributes:
         made: what was asked for: (run, whether to score it).
         halt_after: raise Halt for all runs after so many.
+        broken: learning rates whose runs fail.
     """
 
     parallel = 1
@@ -35,19 +34,21 @@ class InProcess:
     def __init__(self) -> None:
         self.made: list[tuple[str, bool]] = []
         self.halt_after: int | None = None
+        self.broken: set[float] = set()
+        self._thread = ThreadPoolExecutor(1)
 
     def submit(self, job: Job, *, score: bool, priority: int) -> "Future[State]":
-        future: Future[State] = Future()
+        return self._thread.submit(self._make, job, score)
+
+    def _make(self, job: Job, score: bool) -> State:
         if self.halt_after is not None and len(self.made) >= self.halt_after:
-            future.set_exception(Halt())
-            return future
+            raise Halt
         self.made.append((job.run, score))
-        try:
+        if job.rate in self.broken:
+            note_failure(job, "training", "the loss is NaN")
+        else:
             make(job, score=score)
-        except (MeloraError, TrainingError) as error:
-            note_failure(job, "training", str(error))
-        future.set_result(state_of(job))
-        return future
+        return state_of(job)
 
     def halt(self) -> None:
         self.halt_after = 0

@@ -3,9 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from ..training.progress import clock
@@ -14,7 +13,6 @@ from .executor import Executor
 from .grid import grid_jobs
 from .jobs import Cell, Job, Setting, cells
 from .known import Known
-from .process import Halt
 from .record import Record
 from .study import Study
 from .tpe import TpeSearch, open_storage
@@ -97,11 +95,10 @@ def run_study(
 
     def ensure(jobs: Sequence[Job], *, score: bool, priority: int) -> None:
         wanted = [(job, known.needs(job, score=score)) for job in jobs]
-        futures = [(job, executor.submit(job, score=score, priority=priority)) for job, need in wanted if need]
-        for job, future in futures:
-            future.add_done_callback(partial(_tell, progress, known, job))
-        for _, future in futures:
+        futures = {executor.submit(job, score=score, priority=priority): job for job, need in wanted if need}
+        for future in as_completed(futures):
             future.result()
+            progress.ended(futures[future], _outcome(known, futures[future]))
 
     def settle(place: int, cell: Cell) -> None:
         search = searches.tpe(cell)
@@ -168,18 +165,11 @@ def _in_order(study: Study, found: Iterable[Record]) -> list[Record]:
     )
 
 
-def _tell(progress: Progress, known: Known, job: Job, ended: Any) -> None:
-    error = ended.exception()
-    if isinstance(error, Halt):
-        return
-    if error is not None:
-        progress.ended(job, f"{type(error).__name__}: {error}")
-        return
+def _outcome(known: Known, job: Job) -> str:
     record = known.record(job, chosen=False)
     if record.status == "failed":
-        progress.ended(job, f"failed: {record.reason}")
-    elif record.test_score is not None:
-        progress.ended(job, f"{record.metric} {record.test_score:.4f} on the untouched split")
-    else:
-        score = "not a number" if record.validation_score is None else f"{record.validation_score:.4f}"
-        progress.ended(job, f"{record.metric} {score} on the held-out rows")
+        return f"failed: {record.reason}"
+    if record.test_score is not None:
+        return f"{record.metric} {record.test_score:.4f} on the untouched split"
+    score = "not a number" if record.validation_score is None else f"{record.validation_score:.4f}"
+    return f"{record.metric} {score} on the held-out rows"

@@ -35,7 +35,7 @@ def open_storage(study: Study) -> Any:
             url,
             heartbeat_interval=_HEARTBEAT,
             grace_period=4 * _HEARTBEAT,
-            failed_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
         )
     except Exception as error:  # whatever its database's driver raises
         shown = url.rsplit("@", 1)[-1]  # no password in a message

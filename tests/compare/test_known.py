@@ -1,0 +1,105 @@
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from melora.compare import worker
+from melora.compare.jobs import Cell, Job
+from melora.compare.known import Known
+from melora.compare.record import Record
+from melora.compare.space import RATE
+from melora.compare.state import note_failure
+from melora.compare.study import Study
+from melora.training.folder import RESULTS, read_json, write_json
+
+
+@pytest.fixture
+def job(make_study: Callable[..., Study]) -> Job:
+    return Cell(make_study(), "rating", "melora").job({RATE: 0.02}, 0)
+
+
+@pytest.fixture
+def scored(job: Job) -> Record:
+    worker.make(job, score=True)
+    return Known({}).record(job, chosen=True)
+
+
+def test_the_record_of_a_scored_run(job: Job, scored: Record) -> None:
+    results = read_json(job.folder / RESULTS)
+    assert (scored.run, scored.task, scored.method, scored.peft_method) == (job.run, "rating", "melora", "melora")
+    assert (scored.status, scored.reason, scored.chosen) == ("done", None, True)
+    assert (scored.seed, scored.learning_rate, scored.settings) == (0, 0.02, {})
+    assert (scored.metric, scored.greater_is_better) == ("pearson", True)
+    assert scored.validation_score == results["metrics"]["pearson"]
+    assert scored.test_score == scored.test_metrics["pearson"]
+    assert scored.test_score != scored.validation_score
+    assert (scored.train_rows, scored.validation_rows, scored.test_rows) == (72, 24, 32)
+    assert (scored.n, scored.r, scored.equivalent_rank) == (4, 1, 4)
+    assert (scored.parameters, scored.head_parameters) == (256, 33)
+    assert scored.epochs == 2
+    assert scored.steps == 18
+    assert scored.peak_memory is not None
+    assert scored.peak_memory > 1e8
+    assert scored.step_seconds is not None
+    assert 0 < scored.step_seconds < scored.train_seconds  # type: ignore[operator]
+    assert [point.epoch for point in scored.points if point.validation_score is not None][:2] == [1.0, 2.0]
+    assert sum(point.loss is not None for point in scored.points) >= 2
+    assert "lora_alpha: 8" in scored.recipe
+
+
+def test_ranks_of_other_methods(make_study: Callable[..., Study]) -> None:
+    job = Cell(make_study(), "rating", "lora").job({RATE: 0.02}, 0)
+    worker.make(job, score=False)
+    record = Known({}).record(job, chosen=False)
+    assert (record.n, record.r, record.equivalent_rank) == (None, 4, 4)
+    assert record.test_score is None
+    assert record.test_metrics == {}
+
+
+def test_ranks_that_differ_are_none(job: Job, scored: Record) -> None:
+    file = job.folder / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    write_json(file, {**config, "rank_pattern": {"query": 2}})
+    record = Known({}).record(job, chosen=True)
+    assert (record.n, record.r, record.equivalent_rank) == (None, None, None)
+
+
+def test_runs_that_are_not_there(job: Job) -> None:
+    missing = Known({}).record(job, chosen=False)
+    assert (missing.status, missing.parameters, missing.points) == ("missing", None, ())
+    assert Known({}).needs(job, score=False)
+    note_failure(job, "training", "the loss is NaN")
+    failed = Known({}).record(job, chosen=False)
+    assert (failed.status, failed.reason) == ("failed", "the loss is NaN")
+    assert not Known({}).needs(job, score=True)
+
+
+def test_an_archive_stands_for_a_folder_that_is_gone(job: Job, scored: Record) -> None:
+    shutil.rmtree(job.folder)
+    archive = Known({job.run: replace(scored, chosen=False, method="by another name")})
+    assert not archive.needs(job, score=True)
+    assert archive.record(job, chosen=True) == scored
+    assert archive.validation_score(job) == scored.validation_score
+    assert Known({}).needs(job, score=False)
+
+
+def test_an_archive_without_its_score_is_made_again_for_it(job: Job, scored: Record) -> None:
+    shutil.rmtree(job.folder)
+    archive = Known({job.run: replace(scored, test_score=None, test_metrics={})})
+    assert not archive.needs(job, score=False)
+    assert archive.needs(job, score=True)
+
+
+def test_a_folder_goes_before_the_archive(job: Job, scored: Record) -> None:
+    archive = Known({job.run: replace(scored, validation_score=0.123)})
+    assert archive.record(job, chosen=True) == scored
+
+
+@pytest.mark.parametrize("status", ["missing", "failed"])
+def test_an_archive_of_a_run_that_was_not_done(job: Job, scored: Record, status: str, tmp_path: Path) -> None:
+    shutil.rmtree(job.folder)
+    archive = Known({job.run: replace(scored, status=status)})  # type: ignore[arg-type]
+    assert archive.needs(job, score=True) == (status == "missing")
