@@ -150,7 +150,7 @@ def tiny_recipe(model: Path, data: Path, output: Path) -> dict[str, Any]:
 def plain_recipe(model: Path, data: Path, method: str, output: Path) -> dict[str, Any]:
     """Of a method that trains without an adapter: head, bias or full."""
     recipe = tiny_recipe(model, data, output)
-    recipe["training"]["learning_rate"] = 0.005
+    recipe["training"]["learning_rate"] = {"head": 0.03, "bias": 0.05, "full": 0.005}[method]
     return {**recipe, "adapter": {"method": method}}
 
 

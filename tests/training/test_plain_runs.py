@@ -57,7 +57,10 @@ def test_a_run_learns_is_saved_and_scores_the_same_again(run: Path, tiny_model: 
     results = json.loads((run / "results.json").read_text())
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [event["eval_loss"] for event in events if "eval_loss" in event]
-    assert losses[-1] < losses[0]
+    assert len(losses) == 4  # of three epochs, and at last of the best one again
+    kind = json.loads((run / "adapter" / "adapter_config.json").read_text())["peft_type"]
+    if kind != "HEAD":  # what a random frozen model says of a text tells a head next to nothing
+        assert losses[2] < losses[0], losses
     assert evaluate(run)["metrics"] == results["metrics"]
     saved = weights(run)
     counts = results["parameters"]
@@ -104,7 +107,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 def test_a_run_that_moves_nothing_is_a_failure(plain_values: Values, method: str) -> None:
     values = plain_values(method)
     values["training"] |= {"max_steps": 1, "warmup_steps": 5}  # the rate of the first warm-up step is 0
-    with pytest.raises(TrainingError, match="no adapter weight changed in training: no step had a learning rate above 0"):
+    with pytest.raises(
+        TrainingError, match="no adapter weight changed in training: no step had a learning rate above 0"
+    ):
         train(parse_recipe(values))
 
 
@@ -147,7 +152,7 @@ def test_a_merged_export_needs_no_peft(run: Path, tmp_path: Path) -> None:
     inputs = restored.tokenizer("the film is great", return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(plain(**inputs).logits, restored.with_adapter()(**inputs).logits)
-    with pytest.raises(MeloraError, match="peft_type is '(HEAD|BIAS|FULL)'; melora reads MELORA and LORA adapters"):
+    with pytest.raises(MeloraError, match=r"peft_type is '(HEAD|BIAS|FULL)'; melora reads MELORA and LORA adapters"):
         export_lora(run / "adapter", tmp_path / "lora")
 
 

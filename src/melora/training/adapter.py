@@ -12,6 +12,7 @@ import melora  # noqa: F401 - registers MELORA
 
 from ..errors import MeloraError
 from . import plain_methods  # noqa: F401 - registers HEAD, BIAS and FULL
+from .plain_configs import shown_targets
 from .schema import convert, nearest, one_line
 
 # Set from the task and the model, so that a recipe can't contradict them.
@@ -72,7 +73,7 @@ def attach(model: Any, config: PeftConfig, *, on_meta: bool = False) -> PeftMode
     except ValueError as error:
         if isinstance(error, MeloraError):
             raise
-        targets = getattr(config, "target_modules", None)
+        targets = shown_targets(getattr(config, "target_modules", None))
         raise MeloraError(f"adapter with target_modules={targets}: {one_line(error)}") from None
     present = [name.rsplit(".", 1)[-1] for name, _ in model.named_modules()]
     config.modules_to_save = sorted({*wanted, *(set(config.modules_to_save or []) & set(present))}) or None

@@ -150,8 +150,8 @@ def _notes(method: str) -> list[str]:
         )
     elif method in _REGISTERED:
         notes.append(
-            f"A process that has not imported `{_REGISTERED[method]}` stops with `KeyError: '{method.upper()}'`. Without "
-            "melora installed, use the trained model as a plain one: `melora export RUN --to merged`."
+            f"A process that has not imported `{_REGISTERED[method]}` stops with `KeyError: '{method.upper()}'`. "
+            "Without melora installed, use the trained model as a plain one: `melora export RUN --to merged`."
         )
     return [line for note in notes for line in (note, "")]
 

@@ -78,3 +78,8 @@ class FullConfig(PlainConfig):
 
     kind = PlainType.FULL
     target_modules: ClassVar[None] = None
+
+
+def shown_targets(targets: Any) -> Any:
+    """target_modules as a recipe writes them: PEFT makes a set of a list, whose order changes from run to run."""
+    return sorted(targets) if isinstance(targets, set) else targets

@@ -17,7 +17,7 @@ from torch import nn
 from ..adapter_files import PREFIX
 from ..errors import MeloraError
 from ..loading import check_state_dict
-from .plain_configs import BiasConfig, FullConfig, HeadConfig, PlainType
+from .plain_configs import BiasConfig, FullConfig, HeadConfig, PlainType, shown_targets
 
 
 class PlainModel(BaseTuner):
@@ -29,7 +29,7 @@ class PlainModel(BaseTuner):
 
     prefix = "melora_plain_"  # no parameter has it; PEFT takes an empty prefix for that of every parameter
     tuner_layer_cls = BaseTunerLayer
-    target_module_mapping: Any = {}
+    target_module_mapping: Any = {}  # noqa: RUF012 - BaseTuner declares it as the instance's
     trained: list[str]
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
@@ -76,8 +76,8 @@ class PlainModel(BaseTuner):
         method = config.kind.value.lower()
         if not self.trained and config.kind is PlainType.BIAS:
             raise MeloraError(
-                f"adapter.method {method}: {config.target_modules or 'the model'} has no bias to train; choose other "
-                "adapter.target_modules, or another method"
+                f"adapter.method {method}: {shown_targets(config.target_modules) or 'the model'} has no bias to train; "
+                "choose other adapter.target_modules, or another method"
             )
         if config.inference_mode:
             return

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.benchmark import timer
 from torch.utils._pytree import tree_leaves
+from torch.utils.benchmark import timer
 
 from ..errors import MeloraError
 from .adapter import adapter_and_head
@@ -54,8 +54,8 @@ class StepTime:
 def time_step(recipe: Recipe, steps: int = 1) -> StepTime:
     """Take a few steps of a run on the machine that it would run on. Nothing is written or kept.
 
-    The model is loaded and trained as in the run, on one batch of rows of the median length. Torch's random state is set
-    by the recipe's seed, as the run sets it.
+    The model is loaded and trained as in the run, on one batch of rows of the median length. Torch's random state is
+    set by the recipe's seed, as the run sets it.
 
     Args:
         recipe: the run's.

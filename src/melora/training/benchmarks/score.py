@@ -105,8 +105,8 @@ def score(restored: Restored, options: Options, tasks: list[Any]) -> dict[str, A
     model = restored.with_adapter()
     if options.baseline and trained_in_place(model):
         raise MeloraError(
-            f"--baseline: {restored.path} trained the base model's own weights, which its adapter does not leave behind; "
-            "leave the option out, and score the base model by a run that trains an adapter"
+            f"--baseline: {restored.path} trained the base model's own weights, which its adapter does not leave "
+            "behind; leave the option out, and score the base model by a run that trains an adapter"
         )
     if torch.cuda.is_available() and not restored.recipe.training.get("use_cpu"):
         model = model.to("cuda")

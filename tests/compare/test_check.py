@@ -1,0 +1,66 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from melora.compare.check import check_study
+from melora.compare.jobs import cells
+from melora.compare.study import Study, parse_study
+from melora.errors import MeloraError
+
+
+def test_a_good_study_leaves_nothing_behind(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    study = make_study()
+    check_study(study, cells(study))
+    assert not Path(study.output).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _message(values: dict[str, Any]) -> str:
+    study = parse_study(values)
+    with pytest.raises(MeloraError) as caught:
+        check_study(study, cells(study))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "message"),
+    [
+        ({"method": "melora", "n": 5}, "task rating, method melora: bert.encoder.layer.0.attention.self.query: n=5 does not divide"),
+        ({"method": "loro"}, "task rating, method melora: adapter.method: unknown method 'loro'; did you mean lor"),
+        ({"method": "lora", "r": 4096}, "task rating, method melora: adapter.r: 4096 is above 64"),
+        ({"method": "melora", "ranks": 5}, "task rating, method melora: adapter: unknown key 'ranks'"),
+    ],
+)
+def test_a_method_that_the_model_can_not_take(
+    study_values: dict[str, Any], adapter: dict[str, Any], message: str
+) -> None:
+    study_values["methods"]["melora"]["adapter"] = adapter
+    found = _message(study_values)
+    assert message in found
+    assert "\n" not in found
+
+
+def test_a_wrong_training_key_of_one_method(study_values: dict[str, Any]) -> None:
+    study_values["methods"]["melora"]["training"] = {"num_epochs": 3}
+    assert _message(study_values).startswith("task rating, method melora: training: unknown key 'num_epochs'")
+
+
+def test_without_an_untouched_split(study_values: dict[str, Any]) -> None:
+    study_values["base"]["data"]["validation"] = "gone.parquet"
+    assert re.match(r"task rating, method lora: .*gone\.parquet", _message(study_values))
+
+
+def test_a_repeated_run_comes_before_any_model(study_values: dict[str, Any]) -> None:
+    study_values["methods"]["again"] = study_values["methods"]["lora"]
+    study_values["base"]["model"]["name_or_path"] = "no/such/model"
+    assert "are the same run" in _message(study_values)
+
+
+def test_a_full_disk(study_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("melora.compare.check.free_disk", lambda output: 1000)
+    assert re.search(
+        r"output .*study: 1,000 bytes are free on its disk, and one run takes [\d,]+;", _message(study_values)
+    )
