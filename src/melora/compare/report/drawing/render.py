@@ -12,7 +12,7 @@ from ..parts import Picture
 from ..text import line
 from .palette import INK, LINE, MUTED, VARIABLES
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
     "text.color": INK,

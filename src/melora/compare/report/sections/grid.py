@@ -12,8 +12,8 @@ from ..text import count, line, number, with_interval
 from .common import directions
 
 _TEXT = (
-    "n is the number of minis and r the rank of one; the equivalent rank is n r, and cells of equal n r lie on a falling "
-    "diagonal where both double. A deeper cell is better. Where several methods share n and r, the best stands."
+    "n is the number of minis and r the rank of one; the equivalent rank, n r, stands in each cell. A deeper cell is "
+    "better. Where several methods share n and r, the best stands."
 )
 
 

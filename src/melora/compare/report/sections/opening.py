@@ -3,18 +3,19 @@
 from collections import Counter
 
 from ...statistics import Overall
+from ...statistics_interval import Verdict
 from ..notes import TIE
 from ..parts import Section
 from ..study import Study
 from ..text import amount, count, listed, with_interval
 
-_VERDICTS = {"win": ("win", "wins"), "tie": ("tie", "ties"), "loss": ("loss", "losses")}
+_VERDICTS: dict[Verdict, tuple[str, str]] = {"win": ("win", "wins"), "tie": ("tie", "ties"), "loss": ("loss", "losses")}
 
 
 def opening(study: Study) -> Section:
     """Counts of runs, then a line for each method."""
     reference = next((row for row in study.overall if row.method == study.reference), None)
-    others = [row for row in study.overall if row.method != study.reference and sum(row.verdicts.values())]
+    others = [row for row in study.overall if row.method != study.reference and row.verdicts.total()]
     return Section(
         name="summary",
         heading="Summary",
@@ -26,9 +27,10 @@ def opening(study: Study) -> Section:
 def _runs(study: Study) -> str:
     states = Counter(record.status for record in study.records)
     scored = study.scored_tasks()
+    planned = amount(len(study.records), "planned run", "planned runs")
     return (
-        f"{states['done']} of {amount(len(study.records), 'planned run', 'planned runs')} done, {states['failed']} failed, "
-        f"{states['missing']} not run yet. {amount(len(study.methods), 'method', 'methods')}, "
+        f"{states['done']} of {planned} done, {states['failed']} failed, {states['missing']} not run yet. "
+        f"{amount(len(study.methods), 'method', 'methods')}, "
         f"{amount(len(study.tasks), 'task', 'tasks')} ({listed(study.tasks) or 'none'}); "
         + (f"{len(scored)} with a score on the untouched split." if scored else "none with a score yet.")
     )

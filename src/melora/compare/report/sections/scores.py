@@ -25,8 +25,8 @@ def scores(study: Study) -> Section:
     """A table for each task."""
     tables = tuple(_table(study, task) for task in study.tasks if study.summaries[task])
     text = (
-        "Scores are on the untouched split, of the epoch that the validation rows chose. Parameters are compared without "
-        "the head's, which every method trains."
+        "Scores are on the untouched split, of the epoch that the validation rows chose. Methods are compared by their "
+        "adapter's parameters, without the head's, which every method trains."
     )
     return Section(
         name="scores",
