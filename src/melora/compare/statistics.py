@@ -82,8 +82,13 @@ def summarise(records: Sequence[Record], reference: str) -> list[Summary]:
 
 
 def _scores(group: Iterable[Record]) -> dict[int, float]:
-    tested = {record.seed: record.test_score for record in group if record.status == "done"}
-    return {seed: score for seed, score in sorted(tested.items()) if score is not None and math.isfinite(score)}
+    # Of the chosen runs alone: the search has left others with the same seeds.
+    tested = ((record.seed, record.test_score) for record in group if record.status == "done" and record.chosen)
+    return {
+        seed: score
+        for seed, score in sorted(tested, key=lambda pair: pair[0])
+        if score is not None and math.isfinite(score)
+    }
 
 
 def _summary(group: Sequence[Record], scores: dict[int, float], reference: dict[int, float]) -> Summary:

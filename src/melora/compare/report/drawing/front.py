@@ -54,7 +54,8 @@ def draw_front(
             linestyle="none",
             marker=own.marker,
             color=own.colour,
-            markersize=7,
+            markersize=8,
+            markeredgewidth=0.5,
             markeredgecolor=GROUND,
         )
     set_log_x(axes, low, high, ticks)

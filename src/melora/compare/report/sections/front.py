@@ -14,8 +14,8 @@ from .common import directions, mean, metrics, score_label, styles
 
 _TEXT = (
     "Each method's mean score with its interval, against all parameters that are trained: the adapter's and the "
-    "head's. A ring marks a method on the Pareto front (the dashed line): no other scores better with as few, or as well "
-    "with fewer."
+    "head's. A ring marks a method on the Pareto front (the dashed line): no other scores better with as few, or as "
+    "well with fewer."
 )
 
 

@@ -54,7 +54,7 @@ def _over_all(study: Study) -> dict[tuple[int, int], float]:
     """(n, r) -> the best mean over tasks; nothing where the tasks' scores do not all get better the same way."""
     found: dict[tuple[int, int], float] = {}
     for row in study.overall:
-        own = [summary for task in study.tasks if (summary := study.summary(task, row.method))]
+        own = [summary for task in study.scored_tasks() if (summary := study.summary(task, row.method))]
         places = {(summary.n, summary.r) for summary in own}
         (n, r), *others = places or {(None, None)}
         if row.interval is None or others or not n or not r or not _is_melora(study, row.method):

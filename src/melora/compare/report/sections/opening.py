@@ -55,6 +55,7 @@ def _against(row: Overall, reference: Overall | None) -> str:
         text += "" if row.greater_is_better else " (less is better)"
     if row.parameters is not None:
         text += f"; {count(row.parameters)} adapter parameters"
-        if reference is not None and reference.parameters:
-            text += f", {row.parameters / reference.parameters:.3g} times the reference's"
+        if reference is not None and reference.parameters and row.parameters:
+            share = row.parameters / reference.parameters
+            text += ", as many as the reference" if share == 1 else f", {share:.3g} times the reference's"
     return f"{text}."

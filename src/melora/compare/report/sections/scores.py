@@ -5,7 +5,7 @@ from ...statistics_parameters import Rivals, rivals
 from ..notes import TIE, note, search
 from ..parts import Column, Section, Table
 from ..study import Study
-from ..text import ABSENT, count, line, rate, with_interval
+from ..text import ABSENT, count, line, number, rate, with_interval
 
 _COLUMNS = (
     Column("Method"),
@@ -82,7 +82,10 @@ def _best(found: Rivals | None) -> str:
         return ABSENT
     if found.best is None:
         return "no other is as small"
-    return f"{found.best.method}, {with_interval(found.best.interval)}"
+    told = f"{found.best.method}, {number(found.best.interval.mean if found.best.interval else None)}"
+    if found.difference is not None:
+        told += f"; difference {with_interval(found.difference.interval, difference=True)}, {found.difference.verdict}"
+    return told
 
 
 def _cheapest(found: Rivals | None) -> str:
