@@ -84,11 +84,8 @@ def summarise(records: Sequence[Record], reference: str) -> list[Summary]:
 def _scores(group: Iterable[Record]) -> dict[int, float]:
     # Of the chosen runs alone: the search has left others with the same seeds.
     tested = ((record.seed, record.test_score) for record in group if record.status == "done" and record.chosen)
-    return {
-        seed: score
-        for seed, score in sorted(tested, key=lambda pair: pair[0])
-        if score is not None and math.isfinite(score)
-    }
+    finite = {seed: score for seed, score in tested if score is not None and math.isfinite(score)}
+    return dict(sorted(finite.items()))
 
 
 def _summary(group: Sequence[Record], scores: dict[int, float], reference: dict[int, float]) -> Summary:

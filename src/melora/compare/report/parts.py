@@ -50,8 +50,8 @@ class Picture:
     caption: str
     alt: str
     draw: "Callable[[Figure], None]"
-    height: float = 3.7
-    width: float = 4.6
+    height: float = 3.5
+    width: float = 4.1
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,12 @@ def new_axes(figure: "Figure", title: str) -> "Axes":
     return axes
 
 
-def method_legend(figure: "Figure", styles: dict[str, Style]) -> None:
-    """The methods below the axes, in two columns."""
+def method_legend(figure: "Figure", styles: dict[str, Style], *, lines: bool = True) -> None:
+    """The methods below the axes, in two columns; as lines with markers, or markers alone."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=own.colour, marker=own.marker, linewidth=1.4) for own in styles.values()]
+    width = 1.4 if lines else 0
+    handles = [Line2D([], [], color=own.colour, marker=own.marker, linewidth=width) for own in styles.values()]
     if handles:
         figure.legend(handles, [label(name) for name in styles], loc="outside lower center", ncols=2)
 

@@ -62,4 +62,4 @@ def draw_front(
     axes.margins(y=0.12)
     axes.set_xlabel("trainable parameters, head included (log scale)")
     axes.set_ylabel(ylabel)
-    method_legend(figure, {dot.method: styles[dot.method] for dot in dots})
+    method_legend(figure, {dot.method: styles[dot.method] for dot in dots}, lines=False)

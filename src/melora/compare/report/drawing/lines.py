@@ -1,6 +1,5 @@
 """Lines of methods: validation score against learning rate, and training curves."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,6 +81,8 @@ def draw_curves(
     figure: "Figure", title: str, curves: Mapping[str, Curve], styles: dict[str, Style], ylabel: str
 ) -> None:
     """A line for each method, over thin ones for its seeds."""
+    from matplotlib.ticker import MaxNLocator
+
     axes = new_axes(figure, title)
     for method, curve in curves.items():
         drawn = styles[method]
@@ -95,14 +96,11 @@ def draw_curves(
             marker=marker,
             markersize=5,
             markeredgecolor=GROUND,
+            markeredgewidth=0.5,
             linewidth=1.4,
         )
     axes.margins(y=0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.set_xlabel("epoch")
     axes.set_ylabel(ylabel)
     method_legend(figure, {method: styles[method] for method in curves})
-
-
-def finite(points: Points) -> list[tuple[float, float]]:
-    """Those that can be drawn."""
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]

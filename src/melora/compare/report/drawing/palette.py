@@ -39,7 +39,20 @@ def style(place: int) -> Style:
 
 
 def deepening(share: float) -> tuple[str, str]:
-    """A cell's colour and that of text on it, from pale (0) to deep (1)."""
+    """A cell's colour and the text colour that is easier to read on it, from pale (0) to deep (1)."""
     pale, deep = (0xDC, 0xE9, 0xF5), (0x0B, 0x3C, 0x6F)
     mixed = [round(start + share * (end - start)) for start, end in zip(pale, deep, strict=True)]
-    return "#" + "".join(f"{value:02x}" for value in mixed), ON_PALE if share < 0.5 else ON_DEEP
+    fill = "#" + "".join(f"{value:02x}" for value in mixed)
+    return fill, max((ON_PALE, ON_DEEP), key=lambda ink: contrast(fill, ink))
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio of two colours (#rrggbb), 1 to 21."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    shares = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

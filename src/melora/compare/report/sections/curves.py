@@ -12,34 +12,31 @@ from ..study import Study
 from ..text import amount, line, number
 from .common import mean, score_label, styles
 
-_TEXT = (
-    "Each method at its chosen setting: the mean over seeds, and in the pictures of scores each seed as a thin line."
-)
+_TEXT = "Each method at its chosen setting: the mean over seeds, and for scores each seed as a thin line."
 
 
 def curves(study: Study) -> Section:
-    """Training loss and validation score, a picture each for every task."""
-    pictures = [picture for task in study.tasks for picture in _pictures(study, task)]
+    """Validation score, then training loss, a picture each for every task."""
+    of_tasks = [_pictures(study, task) for task in study.tasks if study.summaries[task]]
+    pictures = tuple(picture for measure in zip(*of_tasks, strict=True) for picture in measure if picture is not None)
     return Section(
         name="curves",
         heading="Training curves",
         paragraphs=(_TEXT,) if pictures else ("No finished run at a chosen setting has logged a curve yet.",),
-        pictures=tuple(pictures),
+        pictures=pictures,
     )
 
 
-def _pictures(study: Study, task: str) -> list[Picture]:
-    if not study.summaries[task]:
-        return []
+def _pictures(study: Study, task: str) -> tuple[Picture | None, Picture | None]:
+    """The score's and the loss's."""
     told = study.summaries[task][0]
     score = score_label(line(told.metric), "validation rows", greater_is_better=told.greater_is_better)
     runs = {summary.method: study.runs(task, summary.method) for summary in study.summaries[task]}
     slug = study.slugs[task]
-    drawn = (
-        _picture(study, f"loss-{slug}", task, "training loss", "Training loss", _of(runs, _loss, seeds=False)),
+    return (
         _picture(study, f"score-{slug}", task, score, "Validation score", _of(runs, _score, seeds=True)),
+        _picture(study, f"loss-{slug}", task, "training loss", "Training loss", _of(runs, _loss, seeds=False)),
     )
-    return [picture for picture in drawn if picture is not None]
 
 
 def _loss(point: Point) -> float | None:
@@ -86,5 +83,5 @@ def _picture(
         caption=f"{caption} over epochs, {task}",
         alt=line(f"{amount(len(of_methods), 'method', 'methods')}. Mean over seeds at the end: {ends or 'none'}."),
         draw=partial(draw_curves, title=task, curves=of_methods, styles=styles(study), ylabel=label),
-        height=3.3 + legend_height(len(of_methods)),
+        height=3.0 + legend_height(len(of_methods)),
     )

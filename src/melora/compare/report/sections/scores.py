@@ -1,22 +1,23 @@
 """Each task's table: scores, differences from the reference, and rivals by size and by score."""
 
+from collections.abc import Sequence
+
 from ...statistics import Summary
 from ...statistics_parameters import Rivals, rivals
 from ..notes import TIE, note, search
 from ..parts import Column, Section, Table
 from ..study import Study
-from ..text import ABSENT, count, line, number, rate, with_interval
+from ..text import ABSENT, count, line, listed, rate, with_interval
 
 _COLUMNS = (
     Column("Method"),
     Column("Adapter parameters", "number"),
-    Column("Head parameters", "number"),
     Column("Learning rate", "number"),
     Column("Seeds", "number"),
     Column("Mean [95% interval]", "number"),
     Column("Minus reference [95% interval]", "number"),
     Column("Verdict", "verdict"),
-    Column("Best other with no more parameters"),
+    Column("Minus the best other with no more parameters"),
     Column("Fewest parameters of others that score as well"),
 )
 
@@ -46,15 +47,20 @@ def _table(study: Study, task: str) -> Table:
         caption=f"{task}: {line(told.metric)} on the untouched split ({better}); reference: {study.reference}",
         columns=_COLUMNS,
         rows=tuple(_row(study, summary, by_method.get(summary.method)) for summary in summaries),
-        note=note(study, TIE),
+        note=note(study, TIE, *_heads(summaries)),
     )
+
+
+def _heads(summaries: Sequence[Summary]) -> tuple[str, ...]:
+    """What the head adds to the parameters of the table."""
+    sizes = sorted({summary.head_parameters for summary in summaries if summary.head_parameters})
+    return (f"The head has {listed(map(count, sizes))} parameters more.",) if sizes else ()
 
 
 def _row(study: Study, summary: Summary, found: Rivals | None) -> tuple[str, ...]:
     return (
         summary.method,
         count(summary.parameters),
-        count(summary.head_parameters),
         _setting(study, summary),
         str(len(summary.scores)) + (f" ({summary.failed} failed)" if summary.failed else ""),
         with_interval(summary.interval),
@@ -82,10 +88,11 @@ def _best(found: Rivals | None) -> str:
         return ABSENT
     if found.best is None:
         return "no other is as small"
-    told = f"{found.best.method}, {number(found.best.interval.mean if found.best.interval else None)}"
-    if found.difference is not None:
-        told += f"; difference {with_interval(found.difference.interval, difference=True)}, {found.difference.verdict}"
-    return told
+    if found.difference is None:
+        return f"{found.best.method}: no seed in common"
+    return (
+        f"{found.best.method}: {with_interval(found.difference.interval, difference=True)}, {found.difference.verdict}"
+    )
 
 
 def _cheapest(found: Rivals | None) -> str:
