@@ -5,12 +5,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from ..parts import Picture
 from ..text import line
 from .palette import INK, LINE, MUTED, VARIABLES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SETTINGS: Any = {
     "font.size": 9,
@@ -52,6 +55,17 @@ class Rendered:
 
 def render(picture: Picture) -> Rendered:
     """Draw a picture, in both forms."""
+    svg, png = io.StringIO(), io.BytesIO()
+    with drawn(picture) as figure:
+        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
+        figure.set_layout_engine("none")  # it has done its work, which takes as long as a drawing
+        figure.savefig(svg, format="svg", transparent=True)
+    return Rendered(_for_page(svg.getvalue(), picture), png.getvalue())
+
+
+@contextmanager
+def drawn(picture: Picture) -> Iterator["Figure"]:
+    """A picture as a figure, with matplotlib's settings as the report has them for as long as it is used."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,10 +74,7 @@ def render(picture: Picture) -> Rendered:
         figure = Figure(figsize=(picture.width, picture.height), layout="constrained")
         FigureCanvasAgg(figure)
         picture.draw(figure)
-        svg, png = io.StringIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-        figure.savefig(svg, format="svg", transparent=True)
-    return Rendered(_for_page(svg.getvalue(), picture), png.getvalue())
+        yield figure
 
 
 @contextmanager

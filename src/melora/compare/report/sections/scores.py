@@ -54,7 +54,7 @@ def _table(study: Study, task: str) -> Table:
 def _heads(summaries: Sequence[Summary]) -> tuple[str, ...]:
     """What the head adds to the parameters of the table."""
     sizes = sorted({summary.head_parameters for summary in summaries if summary.head_parameters})
-    return (f"The head has {listed(map(count, sizes))} parameters more.",) if sizes else ()
+    return (f"The head's own parameters: {listed(map(count, sizes))}.",) if sizes else ()
 
 
 def _row(study: Study, summary: Summary, found: Rivals | None) -> tuple[str, ...]:
