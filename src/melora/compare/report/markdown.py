@@ -7,8 +7,8 @@ from itertools import chain
 from .parts import Column, Page, Section, Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|~])")
-# At the start of a line these begin a heading, a quotation or a list.
-_LEADING = re.compile(r"^([#>+-]|\d+(?=[.)]))")
+# At the start of a line these begin a heading or a list.
+_LEADING = re.compile(r"^(\d*)([#+.)-])")
 
 
 def markdown_of(page: Page) -> str:
@@ -25,7 +25,7 @@ def escape(text: str) -> str:
 
 
 def _paragraph(text: str) -> str:
-    return _LEADING.sub(r"\\\1", escape(text))
+    return _LEADING.sub(r"\1\\\2", escape(text))
 
 
 def _section(section: Section) -> Iterable[str]:

@@ -47,7 +47,7 @@ def draw_rates(
         )
         chosen = [(x, y) for x, y in own.scores if x == own.chosen]
         if chosen:
-            axes.plot(*chosen[0], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=drawn.colour)
+            axes.plot(*chosen[0], marker="o", markersize=13, markerfacecolor="none", color=drawn.colour)
         axes.plot(
             own.failed,
             [0.03] * len(own.failed),

@@ -6,7 +6,7 @@ from ...record import Record
 from ..notes import note
 from ..parts import Column, Fold, Section, Table
 from ..study import Study
-from ..text import block, count, duration, line, memory, number, rate
+from ..text import block, count, duration, line, listed, memory, number, rate
 
 _WORDS = {"done": "done", "failed": "failed", "missing": "not run yet"}
 
@@ -25,15 +25,16 @@ def runs(study: Study) -> Section:
     return Section(
         name="runs",
         heading="Runs",
-        paragraphs=(told, f"The finished runs are at commit {_commits(study)}."),
+        paragraphs=(told, *_commits(study)),
         tables=tuple(table for table in tables if table is not None),
         folds=tuple((task, tuple(own)) for task, own in folds.items()),
     )
 
 
-def _commits(study: Study) -> str:
+def _commits(study: Study) -> tuple[str, ...]:
+    """Whose code the finished runs are of, where it is known."""
     found = dict.fromkeys(line(record.commit) for record in study.records if record.status == "done" and record.commit)
-    return ", ".join(found) or "unknown"
+    return (f"Commits that the finished runs are of: {listed(found)}.",) if found else ()
 
 
 def _table(study: Study, status: str, caption: str, *, with_reason: bool) -> Table | None:
