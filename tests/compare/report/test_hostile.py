@@ -63,16 +63,11 @@ def test_no_text_becomes_markup_in_the_page(evil: Any) -> None:
     assert [element.text.removeprefix("\n") for element in document.all("pre")] == [EVIL] * 7
     places = {element.tag for element in document.elements if EVIL in element.text}
     assert {"h1", "p", "li", "caption", "th", "td", "summary", "dd", "pre", "figcaption"} <= places
-    in_attributes = [
-        value for element in document.elements for value in element.attributes.values() if EVIL in (value or "")
-    ]
-    assert in_attributes  # the labels of recipes
-    assert "49" not in document.all("h1")[0].text
+    assert all(EVIL in element.attributes["aria-label"] for element in document.all("pre")[:-1])
 
 
 def test_no_text_becomes_markup_in_markdown(evil: Any) -> None:
     assert "<" not in evil.markdown
-    assert EVIL.replace("<", "&lt;").count("&lt;") > 3
     shown = re.sub(r"\\(.)", r"\1", html.unescape(evil.markdown))
     assert EVIL in shown
     rows = re.findall(r"^\|.*\|$", evil.markdown, re.MULTILINE)

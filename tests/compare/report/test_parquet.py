@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import pyarrow
 import pytest
@@ -26,30 +27,17 @@ POINTS = st.builds(
     validation_loss=st.none() | NUMBERS,
     validation_score=st.none() | NUMBERS,
 )
+BY_NAME = {
+    "status": st.sampled_from(["done", "failed", "missing"]),
+    "settings": st.dictionaries(TEXT, NUMBERS | WHOLE | TEXT | st.booleans(), max_size=3),
+    "test_metrics": st.dictionaries(TEXT, NUMBERS, max_size=3),
+    "points": st.lists(POINTS, max_size=3).map(tuple),
+}
+BY_TYPE = {str: TEXT, int: WHOLE, float: NUMBERS, bool: st.booleans()}
+BY_TYPE |= {kind | None: st.none() | values for kind, values in BY_TYPE.items()}
 RECORDS = st.builds(
     Record,
-    **{
-        field.name: {
-            "str": TEXT,
-            "int": WHOLE,
-            "float": NUMBERS,
-            "bool": st.booleans(),
-            "str | None": st.none() | TEXT,
-            "int | None": st.none() | WHOLE,
-            "float | None": st.none() | NUMBERS,
-            "status": st.sampled_from(["done", "failed", "missing"]),
-            "settings": st.dictionaries(TEXT, NUMBERS | WHOLE | TEXT | st.booleans(), max_size=3),
-            "test_metrics": st.dictionaries(TEXT, NUMBERS, max_size=3),
-            "points": st.lists(POINTS, max_size=3).map(tuple),
-        }[
-            field.name
-            if field.name in ("status", "settings", "test_metrics", "points")
-            else getattr(field.type, "__name__", str(field.type))
-            if "|" not in str(field.type)
-            else str(field.type)
-        ]
-        for field in dataclasses.fields(Record)
-    },
+    **{name: BY_NAME[name] if name in BY_NAME else BY_TYPE[kind] for name, kind in get_type_hints(Record).items()},
 )
 
 
