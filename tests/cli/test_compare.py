@@ -77,7 +77,10 @@ def test_a_dry_run_says_how_long_and_writes_nothing(
         (["--ray", "127.0.0.1:1"], "error: --ray 127.0.0.1:1: nothing answers there"),
         (["reference=dora"], "error: reference: no method 'dora'"),
         (["methods.lora.adapter.r=4096"], "error: task rating, method lora: adapter.r: 4096 is above 64"),
-        (["search={sampler: tpe, storage: nonsense, trials: 2}", "learning_rates=[1e-3,1e-2]"], "error: search.storage:"),
+        (
+            ["search={sampler: tpe, storage: nonsense, trials: 2}", "learning_rates=[1e-3,1e-2]"],
+            "error: search.storage:",
+        ),
     ],
 )
 def test_bad_input_is_one_line_before_any_run(

@@ -1,9 +1,10 @@
-"""A study of a tiny model that trains in seconds, and ways to run it without a process for each run."""
+"""A study of a tiny model that trains in seconds, ways to run it in this process, and made-up records."""
 
 import runpy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import yaml
 from melora.compare.jobs import Job
 from melora.compare.known import Known
 from melora.compare.process import Halt
+from melora.compare.record import Record
 from melora.compare.state import State, note_failure, state_of
 from melora.compare.study import Study, parse_study
 from melora.compare.worker import make
 
 _SHARED = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))
 tiny_model, tiny_data = _SHARED["tiny_model"], _SHARED["tiny_data"]
+_MADE_UP = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("made_up.py"))))
 
 
 class InProcess:
@@ -110,3 +113,32 @@ def study_file(study_values: dict[str, Any], tmp_path: Path) -> Path:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study_values))
     return file
+
+
+@pytest.fixture(scope="session")
+def made_up() -> SimpleNamespace:
+    """made_up.py as a module: about(), records(), record() and what changes a run's state."""
+    return _MADE_UP
+
+
+@pytest.fixture(scope="session")
+def scored() -> Callable[..., list[Record]]:
+    """Makes chosen, finished runs of a method on a task: one for each score, with seeds 0, 1, 2, ..."""
+
+    def make(method: str, scores: list[float], task: str = "a task", **fields: Any) -> list[Record]:
+        values: dict[str, Any] = {
+            "peft_method": "lora",
+            "learning_rate": 1e-3,
+            "metric": "accuracy",
+            "greater_is_better": True,
+            "chosen": True,
+            "parameters": 1000,
+            "head_parameters": 10,
+        }
+        return [
+            Record(**values | {"run": f"{method} {task} {seed}", "test_score": score} | fields, **place)
+            for seed, score in enumerate(scores)
+            for place in [{"method": method, "task": task, "seed": seed}]
+        ]
+
+    return make

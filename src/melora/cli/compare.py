@@ -18,7 +18,8 @@ from ..compare.check import check_study
 from ..compare.estimate import estimate
 from ..compare.executor import Executor, Halt, LocalExecutor
 from ..compare.jobs import Cell, cells
-from ..compare.known import Known
+from ..compare.known import Known, load_archive
+from ..compare.report import write_report
 from ..compare.runner import Searches, count_left, records, run_study
 from ..compare.state import failure_file
 from ..compare.study import Study, load_study
@@ -32,8 +33,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     jobs, threads = _parallel(args)
     for module in ("jinja2", "pyarrow", "scipy"):
         importlib.import_module(module)  # a report that can't be written is better known before the runs than after
-    report, text = importlib.import_module("melora.compare.report"), Path(args.study).read_text(encoding="utf-8")
-    known = Known(report.read_archive(study.report_folder))
+    text = Path(args.study).read_text(encoding="utf-8")
+    known = Known(load_archive(study.report_folder))
 
     def say(line: str) -> None:
         console.print(line, markup=False)
@@ -125,8 +126,6 @@ def _show_estimate(study: Study, wanted: list[Cell], searches: Searches, known: 
 
 
 def _write(study: Study, searches: Searches, known: Known, text: str, console: Console) -> None:
-    from ..compare.report import write_report
-
     rows = records(study, searches, known)
     write_report(study.report_folder, about(study, rows, text), rows)
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "failed", "missing")}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..training.folder import ENVIRONMENT, RESULTS, read_json
@@ -65,6 +66,18 @@ class Known:
     def validation_score(self, job: Job) -> float | None:
         """The metric on the held-out rows of the epoch that was kept; None unless the run is finished."""
         return self.record(job, chosen=False).validation_score
+
+
+def load_archive(report: Path) -> dict[str, Record]:
+    """The records of an earlier report by run; none without one.
+
+    Raises:
+        MeloraError: its results.parquet can't be read.
+    """
+    from .report import read_records  # with pyarrow
+
+    file = report / "results.parquet"
+    return {record.run: record for record in read_records(file)} if file.is_file() else {}
 
 
 def _named(job: Job) -> dict[str, Any]:

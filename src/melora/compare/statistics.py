@@ -18,7 +18,7 @@ class Summary:
         interval: of these scores; None where there are none.
         against: difference from the reference; None for the reference itself and where they share no seed.
         learning_rate: the chosen one; None where no run at a chosen rate is finished.
-        rates: all that were tried, ascending, failed runs included.
+        rates: all that were tried, ascending, failed runs included, missing ones not.
         parameters: trainable in the adapter; None where no run is finished.
         head_parameters: trainable in new modules; None where no run is finished.
         seconds: mean training time of the runs at the chosen rate.
@@ -82,8 +82,10 @@ def summarise(records: Sequence[Record], reference: str) -> list[Summary]:
 
 
 def _scores(group: Iterable[Record]) -> dict[int, float]:
-    tested = {record.seed: record.test_score for record in group if record.status == "done"}
-    return {seed: score for seed, score in sorted(tested.items()) if score is not None and math.isfinite(score)}
+    # Of the chosen runs alone: the search has left others with the same seeds.
+    tested = ((record.seed, record.test_score) for record in group if record.status == "done" and record.chosen)
+    finite = {seed: score for seed, score in tested if score is not None and math.isfinite(score)}
+    return dict(sorted(finite.items()))
 
 
 def _summary(group: Sequence[Record], scores: dict[int, float], reference: dict[int, float]) -> Summary:
@@ -100,7 +102,7 @@ def _summary(group: Sequence[Record], scores: dict[int, float], reference: dict[
         interval=interval_of(scores.values()),
         against=paired_difference(scores, reference, greater_is_better=told.greater_is_better),
         learning_rate=chosen[0].learning_rate if chosen else None,
-        rates=tuple(sorted({record.learning_rate for record in group})),
+        rates=tuple(sorted({record.learning_rate for record in group if record.status != "missing"})),
         parameters=told.parameters if done else None,
         head_parameters=told.head_parameters if done else None,
         n=told.n,
@@ -109,12 +111,12 @@ def _summary(group: Sequence[Record], scores: dict[int, float], reference: dict[
         epochs=_mean(record.epochs for record in chosen),
         seconds=_mean(record.train_seconds for record in chosen),
         peak_memory=max(memory, default=None),
-        failed=len(group) - len(done),
+        failed=sum(record.status == "failed" for record in group),
     )
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
+def _mean(values: Iterable[float | None]) -> float | None:
+    found = [value for value in values if value is not None]
     return math.fsum(found) / len(found) if found else None
 
 
@@ -138,7 +140,7 @@ def overall(summaries: Sequence[Summary], reference: str) -> list[Overall]:
                 interval=interval_of(means[method].values()),
                 against=paired_difference(means[method], others, greater_is_better=better),
                 rank=ranks.get(method),
-                parameters=_mean(summary.parameters for summary in own if summary.parameters is not None),
+                parameters=_mean(summary.parameters for summary in own),
                 verdicts=Counter(summary.against.verdict for summary in own if summary.against is not None),
                 greater_is_better=better,
             )

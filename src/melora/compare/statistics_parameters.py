@@ -52,12 +52,14 @@ def rivals(summaries: Sequence[Summary]) -> list[Rivals]:
         smaller = [other for other in others if _size(other) <= _size(own)]
         as_good = [other for other in others if _badness(other) <= _badness(own)]
         best = min(smaller, key=lambda other: (_badness(other), _size(other)), default=None)
-        better = own.greater_is_better
+        difference = None
+        if best is not None:
+            difference = paired_difference(own.scores, best.scores, greater_is_better=own.greater_is_better)
         found.append(
             Rivals(
                 method=own,
                 best=best,
-                difference=best and paired_difference(own.scores, best.scores, greater_is_better=better),
+                difference=difference,
                 cheapest=min(as_good, key=lambda other: (_size(other), _badness(other)), default=None),
             )
         )

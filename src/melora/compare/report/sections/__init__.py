@@ -1,0 +1,1 @@
+"""The report's sections, one a file, each from a study alone."""

@@ -1,0 +1,99 @@
+"""MELoRA's scores over n and r."""
+
+from collections.abc import Mapping
+from functools import partial
+
+from ...statistics import Summary
+from ..drawing.heat import draw_heat
+from ..notes import note
+from ..parts import Column, Picture, Section, Table
+from ..study import Study
+from ..text import count, line, number, with_interval
+from .common import directions
+
+_TEXT = (
+    "n is the number of minis and r the rank of one; the equivalent rank, n r, stands in each cell. A deeper cell is "
+    "better. Where several methods share n and r, the best stands."
+)
+
+
+def grid(study: Study) -> Section | None:
+    """None unless MELoRA methods of two or more (n, r) have scores."""
+    tasks = [task for task in study.scored_tasks() if len(_cells(study, task)) > 1]
+    if not tasks:
+        return None
+    pictures = [_picture(study, f"grid-{study.slugs[task]}", task, _means(_cells(study, task))) for task in tasks]
+    over_all = _over_all(study)
+    if len(tasks) > 1 and len(over_all) > 1:
+        pictures.insert(0, _picture(study, "grid", None, over_all))
+    return Section("grid", "n and r", (_TEXT,), pictures=tuple(pictures), tables=(_table(study, tasks),))
+
+
+def _is_melora(study: Study, method: str) -> bool:
+    return any(record.method == method and record.peft_method == "melora" for record in study.records)
+
+
+def _cells(study: Study, task: str) -> dict[tuple[int, int], Summary]:
+    """(n, r) -> the best MELoRA method's summary."""
+    found: dict[tuple[int, int], Summary] = {}
+    for summary in study.summaries[task]:
+        if summary.interval is None or not summary.n or not summary.r or not _is_melora(study, summary.method):
+            continue
+        place, mean = (summary.n, summary.r), summary.interval.mean
+        other = found[place].interval if place in found else None
+        if other is None or (mean > other.mean) == summary.greater_is_better:
+            found[place] = summary
+    return found
+
+
+def _means(cells: Mapping[tuple[int, int], Summary]) -> dict[tuple[int, int], float]:
+    return {place: summary.interval.mean for place, summary in cells.items() if summary.interval is not None}
+
+
+def _over_all(study: Study) -> dict[tuple[int, int], float]:
+    """(n, r) -> the best mean over tasks; nothing where the tasks' scores do not all get better the same way."""
+    found: dict[tuple[int, int], float] = {}
+    for row in study.overall:
+        own = [summary for task in study.scored_tasks() if (summary := study.summary(task, row.method))]
+        places = {(summary.n, summary.r) for summary in own}
+        (n, r), *others = places or {(None, None)}
+        if row.interval is None or others or not n or not r or not _is_melora(study, row.method):
+            continue
+        mean = row.interval.mean
+        if (n, r) not in found or (mean > found[n, r]) == row.greater_is_better:
+            found[n, r] = mean
+    return found
+
+
+def _picture(study: Study, name: str, task: str | None, scores: dict[tuple[int, int], float]) -> Picture:
+    better = directions(study) == {True} if task is None else study.summaries[task][0].greater_is_better
+    title = "mean over tasks" if task is None else task
+    told = "; ".join(f"n={n}, r={r}: {number(score)}" for (n, r), score in sorted(scores.items()))
+    return Picture(
+        name=name,
+        caption=f"MELoRA's score over n and r, {title}" + ("" if better else " (less is better)"),
+        alt=line(f"{told}."),
+        draw=partial(draw_heat, title=title, scores=scores, greater_is_better=better),
+        height=1.1 + 0.62 * len({n for n, _ in scores}),
+    )
+
+
+def _table(study: Study, tasks: list[str]) -> Table:
+    cells = {task: _cells(study, task) for task in tasks}
+    places = sorted(
+        {place for of_task in cells.values() for place in of_task}, key=lambda place: (place[0] * place[1], place)
+    )
+    rows = []
+    for n, r in places:
+        own = [cells[task].get((n, r)) for task in tasks]
+        parameters = next((summary.parameters for summary in own if summary is not None), None)
+        scores = (with_interval(summary.interval if summary else None) for summary in own)
+        rows.append((f"{n * r}", f"{n}", f"{r}", count(parameters), *scores))
+    headings = ("Equivalent rank n r", "n", "r", "Adapter parameters", *tasks)
+    return Table(
+        name="grid-table",
+        caption="MELoRA by equivalent rank: mean score [95% interval] on each task",
+        columns=tuple(Column(heading, "number") for heading in headings),
+        rows=tuple(rows),
+        note=note(study),
+    )

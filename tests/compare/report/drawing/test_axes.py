@@ -1,0 +1,37 @@
+"""Logarithmic axes whose ticks can be read, and names that fit."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melora.compare.report.drawing.axes import label, log_limits, log_ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (560e3, 930e3, [600e3, 700e3, 800e3, 900e3]),
+        (3e4, 4e5, [5e4, 1e5, 2e5]),
+        (5e3, 4e6, [1e4, 3e4, 1e5, 3e5, 1e6, 3e6]),
+        (1, 1e6, [1, 10, 100, 1000, 1e4, 1e5, 1e6]),
+    ],
+)
+def test_ticks_by_hand(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == pytest.approx(ticks)
+
+
+@given(st.lists(st.integers(0, 10**10), min_size=1, max_size=5))
+def test_every_value_lies_within_the_limits_and_there_are_ticks(values: list[int]) -> None:
+    low, high = log_limits(values)
+    assert 0 < low < high
+    assert all(low < value < high for value in values if value > 0)
+    ticks = log_ticks(low, high)
+    assert 1 <= len(ticks) <= 14
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_long_names_are_cut_and_none_is_hidden() -> None:
+    assert label("m" * 32) == "m" * 32
+    assert label("m" * 33) == "m" * 31 + "\N{HORIZONTAL ELLIPSIS}"
+    assert label("_name") == " _name"
+    assert label("two\nlines") == "two lines"
