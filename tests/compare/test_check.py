@@ -30,7 +30,7 @@ def _message(values: dict[str, Any]) -> str:
     [
         (
             {"method": "melora", "n": 5},
-            "task rating, method melora: bert.encoder.layer.0.attention.self.query: n=5 does not divide",
+            "task rating, method melora: bert.encoder.layer.0.attention.self.query: n=5",
         ),
         ({"method": "loro"}, "task rating, method melora: adapter.method: unknown method 'loro'; did you mean lor"),
         ({"method": "lora", "r": 4096}, "task rating, method melora: adapter.r: 4096 is above 64"),

@@ -12,9 +12,6 @@ from melora.compare.study import Study
 from melora.compare.tpe import TpeSearch, open_storage
 from melora.errors import MeloraError
 
-# Optuna marks the storage's heartbeat, without which an interrupted trial would stay unfinished, as new.
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-
 
 @pytest.fixture
 def make_search(make_study: Callable[..., Study], tmp_path: Path) -> Callable[..., TpeSearch]:

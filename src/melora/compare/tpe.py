@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import MeloraError
@@ -31,12 +33,13 @@ def open_storage(study: Study) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = study.search.storage or f"sqlite:///{study.output}/optuna.db"
     try:
-        return optuna.storages.RDBStorage(
-            url,
-            heartbeat_interval=_HEARTBEAT,
-            grace_period=4 * _HEARTBEAT,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-        )
+        with _experiments_allowed():
+            return optuna.storages.RDBStorage(
+                url,
+                heartbeat_interval=_HEARTBEAT,
+                grace_period=4 * _HEARTBEAT,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            )
     except Exception as error:  # whatever its database's driver raises
         shown = url.rsplit("@", 1)[-1]  # no password in a message
         raise MeloraError(
@@ -61,11 +64,13 @@ class TpeSearch:
         search = cell.study.search
         recipe = cell.job({RATE: 1.0}, cell.study.seeds[0])
         better = task_class(recipe.recipe.task).greater_is_better
+        with _experiments_allowed():
+            sampler = optuna.samplers.TPESampler(seed=search.seed, constant_liar=True)
         self._optuna = optuna.create_study(
             storage=storage,
             study_name=f"{cell.task} {cell.method} {self._mark(recipe)}",
             direction="maximize" if better else "minimize",
-            sampler=optuna.samplers.TPESampler(seed=search.seed, constant_liar=True),
+            sampler=sampler,
             load_if_exists=True,
         )
 
@@ -119,6 +124,16 @@ class TpeSearch:
         """Tells a search from one of the same name in an earlier version of the study file."""
         told = json.dumps([job.run, {key: repr(where) for key, where in self.space.items()}], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+@contextmanager
+def _experiments_allowed() -> Iterator[None]:
+    """Optuna calls heartbeats (since its 2.8) and the constant liar experimental; nothing else does their work."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
 
 
 def _suggest(trial: Any, key: str, where: Range | list[Any]) -> Any:
