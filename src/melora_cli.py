@@ -28,8 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands but bench, whose options belong to melora.bench."""
     parser = Parser(
         prog="melora",
-        description="Fine-tune, evaluate, export, import, inspect and time MELoRA adapters (mini-ensemble low-rank "
-        "adapters).",
+        description="Fine-tune, evaluate, export, import, inspect, time and compare MELoRA adapters (mini-ensemble "
+        "low-rank adapters).",
         epilog="exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted, 143 stopped by SIGTERM",
     )
     parser.add_argument("--version", action="version", version=f"melora {_version()}")
