@@ -98,6 +98,7 @@ def written() -> Callable[..., Written]:
         pictures = [picture for section in page.sections for picture in section.pictures]
         for picture in pictures if draw else ():
             with drawn(picture) as figure:
+                figure.set_layout_engine("none")  # it takes longer than the drawing
                 figure.draw_without_rendering()
         html = html_of(page, {picture.name: "<svg></svg>" for picture in pictures})
         return Written(page, Document(html), markdown_of(page))

@@ -11,6 +11,8 @@ import pytest
 from melora.compare.record import Record
 from melora.compare.report.drawing.render import render
 from melora.compare.report.markdown import escape
+from melora.compare.report.page import page_of
+from melora.compare.report.study import study_of
 
 EVIL = (
     "</title></script></pre><script>alert(1)</script><img src=http://evil.example/x onerror=alert(2)>\"' & {{ 7 * 7 }}"
@@ -109,9 +111,6 @@ def test_paragraphs_do_not_become_headings_or_lists(written: Callable[..., Any],
     ],
 )
 def test_names_of_any_kind_stand_in_a_picture(name: str, small: Callable[..., Any], made_up: Any) -> None:
-    from melora.compare.report.page import page_of
-    from melora.compare.report.study import study_of
-
     about, records = small("LoRA r=8")
     about = replace(about, methods=(name,), reference=name, rates={name: (1e-3,)}, tasks=(name,))
     page = page_of(study_of(about, [replace(record, method=name, task=name) for record in records]))

@@ -9,6 +9,9 @@ import pytest
 
 from melora.compare.about import About
 from melora.compare.record import Point, Record
+from melora.compare.report.drawing.render import drawn
+from melora.compare.report.page import page_of
+from melora.compare.report.study import study_of
 
 MINUS, ABSENT = "\N{MINUS SIGN}", "\N{EN DASH}"
 NAN = float("nan")
@@ -358,6 +361,23 @@ def test_every_run_with_its_recipe(written: Write, made_up: Any) -> None:
         ("glue/cola", "GraLoRA", "0.005", "0", "out of memory after 12 steps")
     ]
     assert [row[1:] for row in found.table("missing-runs").rows] == [("glue/stsb", "MELoRA 2x4", "0.001", "2")]
+
+
+def test_pictures_grow_with_the_number_of_methods(small: Small) -> None:
+    about, records = small("LoRA r=8")
+    for count, width in ((40, 10), (20, 30)):
+        names = [f"{'m' * width}{i:02d}" for i in range(count)]
+        runs = [replace(run, method=name) for name in names for run in records if run.seed == 0]
+        page = page_of(study_of(replace(about, methods=tuple(names), reference=names[0]), runs))
+        for picture in (picture for section in page.sections for picture in section.pictures):
+            with drawn(picture) as figure:  # matplotlib warns, an error here, where the axes have no room
+                figure.draw_without_rendering()
+                inside = figure.bbox.padded(1)
+                for part in (*figure.legends, *figure.axes):
+                    box = part.get_tightbbox()
+                    assert inside.x0 <= box.x0 < box.x1 <= inside.x1
+                    assert inside.y0 <= box.y0 < box.y1 <= inside.y1
+                assert all(axes.bbox.height > 100 for axes in figure.axes)
 
 
 def test_runs_of_methods_and_tasks_outside_the_plan_are_shown(written: Write, small: Small) -> None:

@@ -1,7 +1,7 @@
 """What several pictures share: legends, names, logarithmic axes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from ..text import line
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST = 32
+_LONGEST_OF_TWO = 16  # in a legend of two columns
 
 
 def label(name: str) -> str:
@@ -31,18 +32,23 @@ def new_axes(figure: "Figure", title: str) -> "Axes":
 
 
 def method_legend(figure: "Figure", styles: dict[str, Style], *, lines: bool = True) -> None:
-    """The methods below the axes, in two columns; as lines with markers, or markers alone."""
+    """The methods below the axes, as lines with markers or markers alone; space for it: legend_height."""
     from matplotlib.lines import Line2D
 
     width = 1.4 if lines else 0
     handles = [Line2D([], [], color=own.colour, marker=own.marker, linewidth=width) for own in styles.values()]
     if handles:
-        figure.legend(handles, [label(name) for name in styles], loc="outside lower center", ncols=2)
+        figure.legend(handles, [label(name) for name in styles], loc="outside lower center", ncols=_columns(styles))
 
 
-def legend_height(methods: int) -> float:
-    """Inches that the legend of so many methods takes."""
-    return 0.19 * math.ceil(methods / 2)
+def legend_height(methods: Collection[str]) -> float:
+    """Inches that the legend of these methods takes."""
+    return 0.19 * math.ceil(len(methods) / _columns(methods))
+
+
+def _columns(methods: Iterable[str]) -> int:
+    """Two where the longest name leaves room for it."""
+    return 2 if all(len(label(name)) <= _LONGEST_OF_TWO for name in methods) else 1
 
 
 def log_limits(values: Iterable[float]) -> tuple[float, float]:

@@ -20,7 +20,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", GROUND: "--ground"}
     colour: f"--method-{i}" for i, colour in enumerate(METHOD_COLOURS)
 }
 # Not in VARIABLES: a heat map's cells keep their colours, and so does the text on them.
-ON_PALE, ON_DEEP = "#15181c", "#fdfdfd"
+ON_PALE, ON_DEEP = "#010101", "#ffffff"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 

@@ -83,5 +83,5 @@ def _picture(
         caption=f"{caption} over epochs, {task}",
         alt=line(f"{amount(len(of_methods), 'method', 'methods')}. Mean over seeds at the end: {ends or 'none'}."),
         draw=partial(draw_curves, title=task, curves=of_methods, styles=styles(study), ylabel=label),
-        height=3.0 + legend_height(len(of_methods)),
+        height=3.0 + legend_height(of_methods),
     )

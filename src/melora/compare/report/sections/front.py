@@ -88,5 +88,5 @@ def _picture(study: Study, name: str, task: str | None, dots: list[Dot]) -> Pict
             styles=styles(study),
             ylabel=score_label(line(metric), "untouched split", greater_is_better=better),
         ),
-        height=3.0 + legend_height(len(dots)),
+        height=3.0 + legend_height([dot.method for dot in dots]),
     )

@@ -84,7 +84,7 @@ def _picture(study: Study, task: str) -> Picture | None:
         caption=f"Validation score against learning rate, {task}",
         alt=line(f"Chosen: {chosen or 'none yet'}. The values are in the table below."),
         draw=partial(draw_rates, title=task, lines=lines, styles=styles(study), ylabel=label),
-        height=3.0 + legend_height(len(lines)),
+        height=3.0 + legend_height(lines),
     )
 
 
