@@ -72,11 +72,14 @@ def _row(study: Study, summary: Summary, found: Rivals | None) -> tuple[str, ...
 
 
 def _setting(study: Study, summary: Summary) -> str:
-    """The chosen learning rate, and whatever else the search varied."""
+    """The chosen learning rate, whether it lies at an end of those tried, and whatever else the search varied."""
     if summary.learning_rate is None:
         return ABSENT
+    ends = {summary.rates[0]: "the lowest tried", summary.rates[-1]: "the highest tried"}
+    end = ends.get(summary.learning_rate) if len(summary.rates) > 1 else None  # a better one may lie beyond it
     varied = study.runs(summary.task, summary.method)[0].settings
-    return ", ".join((rate(summary.learning_rate), *(line(f"{key}={value}") for key, value in varied.items())))
+    others = [line(f"{key}={value}") for key, value in varied.items()]
+    return ", ".join((rate(summary.learning_rate), *filter(None, [end]), *others))
 
 
 def _difference(summary: Summary) -> str:

@@ -1,0 +1,45 @@
+"""Every study in studies/ is right in all that can be checked here: with its data and model, where they are at hand."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from melora.compare.check import check_study
+from melora.compare.jobs import cells, check_distinct
+from melora.compare.space import RATE
+from melora.compare.study import load_study
+from melora.training.adapter import adapter_config
+from melora.training.arguments import check_training
+from melora.training.places import is_at_hand
+from melora.training.tasks import task_class
+
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted((ROOT / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_study_is_right(file: Path) -> None:
+    study = load_study(file)
+    jobs = [cell.job({RATE: study.rates(cell.method)[0]}, study.seeds[0]) for cell in cells(study)]
+    check_distinct(jobs)
+    for job in jobs:
+        task = task_class(job.recipe.task)
+        adapter_config(job.recipe.adapter, task.peft_type)
+        check_training(job.recipe.training, task)
+    assert len(study.seeds) >= 3
+    assert all(len(study.rates(method)) >= 3 for method in study.methods)
+    assert len(" ".join(study.description.split())) > 100
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_the_study_can_be_run(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load_study(file, [f"output={tmp_path / 'study'}"])
+    for cell in cells(study):
+        recipe = cell.job({RATE: 1e-3}, 0).recipe
+        if importlib.util.find_spec(recipe.model.name_or_path) is None:
+            pytest.skip(f"the package {recipe.model.name_or_path} is not installed")
+        if not is_at_hand(recipe.data):
+            pytest.skip(f"{recipe.data.path or recipe.data.train} is not at hand")
+    check_study(study, cells(study))
