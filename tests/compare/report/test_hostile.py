@@ -117,5 +117,5 @@ def test_names_of_any_kind_stand_in_a_picture(name: str, small: Callable[..., An
     picture = next(picture for section in page.sections for picture in section.pictures)
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", render(picture).svg)
     shown = " ".join(name.split())
-    shown = shown if len(shown) <= 32 else shown[:31] + "\N{HORIZONTAL ELLIPSIS}"
+    shown = shown if len(shown) <= 28 else shown[:27] + "\N{HORIZONTAL ELLIPSIS}"
     assert [html.unescape(text).strip() for text in texts].count(shown) == 2  # the title and the legend

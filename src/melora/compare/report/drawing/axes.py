@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LONGEST = 32
+LONGEST, LONGEST_BESIDE = 28, 18
 _LONGEST_OF_TWO = 16  # in a legend of two columns
 
 
-def label(name: str) -> str:
-    """A name that fits beside an axis or into a legend."""
+def label(name: str, longest: int = LONGEST) -> str:
+    """A name that fits above the axes or into a legend; with LONGEST_BESIDE, beside them."""
     text = line(name)
-    text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    text = text if len(text) <= longest else text[: longest - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return f" {text}" if text.startswith("_") else text  # matplotlib hides what starts so
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .axes import label
+from .axes import LONGEST_BESIDE, label
 from .palette import Style
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def draw_bars(figure: "Figure", title: str, measures: list[Bars], styles: dict[s
         top = max(bars.values.values()) or 1.0
         for i, method in enumerate(methods):
             axes.text(bars.values[method] + 0.015 * top, i, bars.shown[method], va="center", fontsize=8)
-        axes.set_yticks(range(len(methods)), [label(method) for method in methods])
+        axes.set_yticks(range(len(methods)), [label(method, LONGEST_BESIDE) for method in methods])
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_xlim(0, 1.28 * top)  # room for the values

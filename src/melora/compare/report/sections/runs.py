@@ -6,7 +6,7 @@ from ...record import Record
 from ..notes import note
 from ..parts import Column, Fold, Section, Table
 from ..study import Study
-from ..text import block, count, duration, line, listed, memory, number, rate
+from ..text import ABSENT, block, count, duration, line, listed, memory, number, rate
 
 _WORDS = {"done": "done", "failed": "failed", "missing": "not run yet"}
 
@@ -90,8 +90,8 @@ def _facts(record: Record) -> tuple[tuple[str, str], ...]:
         ("Frozen parameters", record.base_parameters, count(record.base_parameters)),
         ("n, r", record.n, f"{record.n}, {record.r}"),
         ("Equivalent rank", record.equivalent_rank, f"{record.equivalent_rank}"),
-        ("Epochs trained", record.epochs, number(record.epochs)),
-        ("Epoch kept", record.best_epoch, number(record.best_epoch)),
+        ("Epochs trained", record.epochs, _epochs(record.epochs)),
+        ("Epoch kept", record.best_epoch, _epochs(record.best_epoch)),
         ("Optimiser steps", record.steps, count(record.steps)),
         ("Training time", record.train_seconds, duration(record.train_seconds)),
         ("Step, median", record.step_seconds, duration(record.step_seconds)),
@@ -105,3 +105,7 @@ def _facts(record: Record) -> tuple[tuple[str, str], ...]:
     return tuple(
         (heading, line(text)) for heading, text in (("Run", record.run), ("PEFT method", record.peft_method), *known)
     )
+
+
+def _epochs(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.4g}"
