@@ -67,6 +67,15 @@ def test_a_dry_run_says_how_long_and_writes_nothing(
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_of_a_search_makes_no_storage(melora: Callable[..., Any], study_file: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    done = melora("compare", study_file, "--dry-run", "search={sampler: tpe, trials: 4}", "learning_rates=[1e-3,1e-2]")
+    assert done.code == 0, done.err
+    assert "8 runs to make" in done.out
+    assert done.err == ""
+    assert set(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

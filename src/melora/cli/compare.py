@@ -40,11 +40,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.print(line, markup=False)
 
     if args.report:
-        _write(study, Searches(study), known, text, console)
+        _write(study, Searches(study, make=False), known, text, console)
         return 0
     if not args.dry_run:
         Path(study.output).expanduser().mkdir(parents=True, exist_ok=True)
-    searches = Searches(study)
+    searches = Searches(study, make=not args.dry_run)
     if args.retry_failed and not args.dry_run:
         known = _forget_failures(study, searches, known)
     wanted = [cell for cell in cells(study) if _has_work(cell, searches, known)]
@@ -64,9 +64,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     try:
         with _sigterm():
             run_study(study, searches, known, executor, jobs, say)
-    except (KeyboardInterrupt, Halt, SystemExit):
+    except (KeyboardInterrupt, Halt, SystemExit) as stop:
         say("stopped; finished runs are kept, the others go on when the same command is run again")
         _write(study, searches, known, text, console)
+        if isinstance(stop, Halt):  # a run's process was stopped from outside
+            return 143
         raise
     finally:
         executor.close()

@@ -45,11 +45,16 @@ class Progress:
 
 
 class Searches:
-    """Where a study's settings come from: its grid, or Optuna's storage."""
+    """Where a study's settings come from: its grid, or Optuna's storage.
 
-    def __init__(self, study: Study) -> None:
+    Args:
+        study: the study.
+        make: make that storage if there is none.
+    """
+
+    def __init__(self, study: Study, *, make: bool = True) -> None:
         self.study = study
-        self._storage = open_storage(study) if study.search.sampler == "tpe" else None
+        self._storage = open_storage(study, make=make) if study.search.sampler == "tpe" else None
         self._tpe: dict[tuple[str, str], TpeSearch] = {}
         if self._storage is not None:
             self._tpe = {(cell.task, cell.method): TpeSearch(cell, self._storage) for cell in cells(study)}

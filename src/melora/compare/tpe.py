@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import MeloraError
@@ -18,8 +19,12 @@ from .study import Study
 _HEARTBEAT = 30  # seconds; a trial whose process is silent for four of them is taken up by another
 
 
-def open_storage(study: Study) -> Any:
+def open_storage(study: Study, *, make: bool = True) -> Any:
     """The study's Optuna storage.
+
+    Args:
+        study: the study.
+        make: make the default storage's file if there is none; otherwise an empty storage stands for it.
 
     Raises:
         MeloraError: Optuna is missing, or the storage can't be reached.
@@ -31,7 +36,10 @@ def open_storage(study: Study) -> Any:
             "search.sampler: tpe needs Optuna, which is not installed; run `pip install 'melora[compare]'`"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = study.search.storage or f"sqlite:///{study.output}/optuna.db"
+    file = Path(study.output).expanduser().absolute() / "optuna.db"
+    if study.search.storage is None and not make and not file.exists():
+        return optuna.storages.InMemoryStorage()
+    url = study.search.storage or f"sqlite:///{file}"
     try:
         with _experiments_allowed():
             return optuna.storages.RDBStorage(
