@@ -31,7 +31,7 @@ def block_lora(
         scaling: the factor on the adapter's output.
         weight: (d_out, d_in), or None for the adapter's output alone.
         bias: (d_out,) or None.
-        dropout: probability of zeroing an element of the adapter's input, to a multiple of 2^-16; 0 outside training.
+        dropout: probability of zeroing an element of the adapter's input; 0 outside training.
 
     Returns:
         (..., d_out)

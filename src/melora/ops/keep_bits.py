@@ -1,37 +1,30 @@
-"""Dropout's mask, one bit an element: drawn without a draw for each element, and read back piece by piece.
+"""Dropout's mask, one bit an element: drawn eight elements at a time, and read back piece by piece.
 
-A number that is uniform in [0, 1) has independent fair bits as its binary digits, and comparing it with the probability
-of keeping an element needs them one after the other only. So 64 elements are decided at once by the logic operations
-of that comparison on 64-bit random words: nothing is computed for single elements, and the result is packed already.
-2,048 x 768 elements (one thread of an AMD EPYC): 3.0 ms, against 15.6 ms of bernoulli_ and 19 ms of native_dropout.
+A byte stands for eight neighbours, and takes one of 256 patterns. A table of 2^16 entries holds each pattern as often
+as its probability says, so that a uniform number of 16 bits, an index into it, draws eight elements at once. What the
+counts leave over by being whole numbers, some tens of entries, is drawn anew for each call from what is left of the
+probabilities: each element is then kept with the exact probability. Two bytes that hit the same one of these entries
+are equal; that is a pair in 10^7 or less.
+2,048 x 768 elements at p = 0.05 (one thread of an AMD EPYC): 0.8 ms, against 3.5 ms of the digit by digit comparison on
+whole words that was here before, and 15.6 ms of bernoulli_.
 """
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
+import numpy as np
 import torch
 
-DIGITS = 16
-_LEVELS = 1 << DIGITS
-_DRAWN_AT_ONCE = 2**18  # elements: half a MB of random words, so that they stay in the cache
+_ENTRIES = 1 << 16
+_DRAWN_AT_ONCE = {"cpu": 2**16}  # bytes of the mask: the random numbers and indices for them stay in the cache
 _CHUNK = {"cpu": 2**17}  # elements that are worked on at once, for the same reason
-_CHUNK_ELSEWHERE = 2**24  # an accelerator wants few and large kernels
-
-
-def keep_probability(dropout: float) -> float:
-    """1 - dropout, rounded to a multiple of 2^-16: the probability that `draw` has, and the scale to divide by.
-
-    Never 0 or 1 but where dropout is, so that no dropout at all comes of a small one.
-    """
-    if dropout in (0.0, 1.0):
-        return 1.0 - dropout
-    return min(max(round((1.0 - dropout) * _LEVELS), 1), _LEVELS - 1) / _LEVELS
+_ELSEWHERE = 2**24  # an accelerator wants few and large kernels
 
 
 def keep_scale(dropout: float) -> float:
     """What kept elements are multiplied by; 0 where none is kept."""
-    keep = keep_probability(dropout)
-    return 1.0 / keep if keep else 0.0
+    return 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
 
 
 def word_count(elements: int) -> int:
@@ -40,7 +33,7 @@ def word_count(elements: int) -> int:
 
 
 def draw(elements: int, dropout: float, device: torch.device) -> torch.Tensor:
-    """Independent bits, 1 with `keep_probability`, from the device's default generator.
+    """Independent bits, 1 with probability 1 - dropout, from the device's default generator.
 
     Args:
         elements: how many bits are needed.
@@ -50,32 +43,39 @@ def draw(elements: int, dropout: float, device: torch.device) -> torch.Tensor:
     Returns:
         (word_count(elements),), int64
     """
-    words = torch.zeros(word_count(elements), dtype=torch.int64, device=device)
-    threshold = round(keep_probability(dropout) * _LEVELS)
-    if threshold == 0:
-        return words
-    if threshold == _LEVELS:
-        return words.fill_(-1)
-    zeros = (threshold & -threshold).bit_length() - 1  # digits at the end that decide nothing
-    digits = [(threshold >> k) & 1 for k in range(zeros, DIGITS)]
-    at_once = min(_DRAWN_AT_ONCE // 64, len(words))
-    random = torch.empty(len(digits), at_once, dtype=torch.int64, device=device)
-    for part in words.split(at_once) if at_once else ():
-        random = random[:, : len(part)].random_(-(2**63), None)
-        # From the last digit to the first: where the digit is 1, a random 1 decides for "less", whatever came before;
-        # where it is 0, a random 0 decides against. Each step halves the probability, and a digit 1 adds one half.
-        for digit, bits in zip(digits, random.unbind(), strict=True):
-            if digit:
-                part.bitwise_or_(bits)
-            else:
-                part.bitwise_and_(bits)
+    words = torch.empty(word_count(elements), dtype=torch.int64, device=device)
+    fixed, shares = (torch.as_tensor(values, device=device) for values in _patterns(dropout))
+    rest = torch.bucketize(torch.rand(_ENTRIES - len(fixed), device=device), shares, right=True)
+    table = torch.cat([rest.to(torch.uint8), fixed])
+    octets = words.view(torch.uint8)
+    at_once = min(_DRAWN_AT_ONCE.get(device.type, _ELSEWHERE), len(octets))
+    random = torch.empty(at_once // 4, dtype=torch.int64, device=device)
+    index = torch.empty(at_once, dtype=torch.int32, device=device)
+    for part in octets.split(at_once) if at_once else ():
+        count = len(part)
+        index[:count] = random[: count // 4].random_(-(2**63), None).view(torch.uint16)
+        torch.index_select(table, 0, index[:count], out=part)
     return words
+
+
+@lru_cache(16)
+def _patterns(dropout: float) -> tuple[np.ndarray, np.ndarray]:
+    """The table's fixed part, and the limits in [0, 1] between the patterns' shares of the rest.
+
+    NumPy's, since a tensor that was made while tracing must not be kept for later calls.
+    """
+    kept = np.array([pattern.bit_count() for pattern in range(256)])
+    expected = _ENTRIES * (1.0 - dropout) ** kept * dropout ** (8 - kept)
+    counts = np.floor(expected).astype(np.int64)
+    fixed = np.repeat(np.arange(256, dtype=np.uint8), counts)
+    shares = np.cumsum(expected - counts) / max(_ENTRIES - len(fixed), 1)
+    return fixed, shares[:-1].astype(np.float32)
 
 
 def chunk_rows(width: int, device: torch.device) -> int:
     """How many rows of `width` elements to work on at once; that many rows fill whole words."""
     step = 64 // math.gcd(width, 64)
-    elements = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
+    elements = _CHUNK.get(device.type, _ELSEWHERE)
     return max(1, elements // (width * step)) * step
 
 
