@@ -85,7 +85,8 @@ class RayExecutor:
         except Exception as error:  # ConnectionError, RuntimeError, ValueError: as Ray's versions have it
             raise MeloraError(
                 f"--ray {address or ''}: can't be reached ({one_line(error)[:200]}); check that `ray status` works "
-                "there, or give --ray without an address to start Ray here"
+                "there (RAY_AUTH_MODE=token where the cluster asks for a token), or give --ray without an address to "
+                "start Ray here"
             ) from None
 
     def _room(self, cpus: float, gpus: float) -> int:
