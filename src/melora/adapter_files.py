@@ -45,9 +45,13 @@ class AdapterFiles:
         A, B = tensors[module.A_key], tensors[module.B_key]
         return (A, B) if A.dim() > 2 else (A[None], B[None])
 
+    def core(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:
+        """C of a module whose ranks a learned core mixes, (r, n, n)."""
+        return None if module.C_key is None else tensors[module.C_key]
+
     def other_keys(self) -> list[str]:
         """Names of the tensors that are no factors: trained heads and biases."""
-        factors = {key for module in self.modules for key in (module.A_key, module.B_key)}
+        factors = {key for module in self.modules for key in module.keys}
         return [key for key in self.shapes if key not in factors]
 
 

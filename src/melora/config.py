@@ -14,6 +14,8 @@ from .untrusted import check_auto_mapping
 # No weight has this many rows or columns. A larger r or n is a slip (or an attack), caught before any module is seen.
 LARGEST_SIZE = 2**24
 
+MIXING = ("none", "learned", "shuffle")
+
 _BIAS = ("none", "all", "melora_only", "lora_only")
 
 
@@ -62,6 +64,10 @@ class MeloraConfig(PeftConfig):
         rank_pattern: {name or regular expression: r} for modules that differ.
         alpha_pattern: {name or regular expression: lora_alpha} for modules that differ.
         n_pattern: {name or regular expression: n} for modules that differ.
+        mixing: how information crosses the blocks. "none": not at all, the paper's method. "learned": block (i, j) of
+            the update is B_i diag(C[:, i, j]) A_j with a trained core C of r n^2 numbers a module that starts at the
+            identity, so that training starts as MELoRA (BoRA's form, ICLR 2026). "shuffle": ranks change places between
+            blocks by a fixed rule, no further numbers, n must divide r (GraLoRA's form, NeurIPS 2025).
         trainable_token_indices: rows of the token embedding to train, as for LoRA.
         target_parameters: names, or their ends, of parameters to adapt directly: the stacked weights of experts. With
             target_modules=[] they alone are adapted.
@@ -96,6 +102,10 @@ class MeloraConfig(PeftConfig):
         default_factory=dict, metadata={"help": "{module: lora_alpha} where lora_alpha differs"}
     )
     n_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "{module: n} where n differs"})
+    mixing: Literal["none", "learned", "shuffle"] = field(
+        default="none",
+        metadata={"help": "exchange between blocks: none, learned (r n^2 further numbers) or shuffle (n divides r)"},
+    )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "rows of the token embedding to train"}
     )
@@ -127,6 +137,8 @@ class MeloraConfig(PeftConfig):
             raise MeloraError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
         if self.bias not in _BIAS:
             raise MeloraError(f"bias must be one of {', '.join(_BIAS)}, got {self.bias!r}")
+        if self.mixing not in MIXING:
+            raise MeloraError(f"mixing must be one of {', '.join(MIXING)}, got {self.mixing!r}")
         if self.init_weights not in (True, False, "gaussian"):
             raise MeloraError(f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}")
         if isinstance(self.target_modules, list | tuple):

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from .adapted import AdaptedLayer
 from .fusion import dense_weight, is_fresh, may_add
 from .ops import add_block_lora, block_lora, grouped_block_lora
-from .shapes import diagonal_blocks
+from .shapes import block_grid
 
 
 class Linear(AdaptedLayer):
@@ -36,7 +36,8 @@ class Linear(AdaptedLayer):
                 weight = weight.to(dtype)
             A, B, scaling, dropout = self._arguments(first, dtype)
             cast_x = x if dtype == x.dtype else x.to(dtype)
-            result, fresh = block_lora(cast_x, A, B, scaling, weight=weight, bias=bias, dropout=dropout), True
+            kwargs = self._mixing(first, dtype)
+            result, fresh = block_lora(cast_x, A, B, scaling, weight=weight, bias=bias, dropout=dropout, **kwargs), True
         for name in active:
             result = self._add_output(result, name, x, in_place=fresh)
             fresh = True
@@ -48,13 +49,14 @@ class Linear(AdaptedLayer):
         if not may_add(result, x, dtype):
             return result + self.adapter_output(name, x).to(result.dtype)
         A, B, scaling, dropout = self._arguments(name, dtype)
-        return add_block_lora(result, x.to(dtype), A, B, scaling, dropout=dropout, in_place=in_place)
+        kwargs = self._mixing(name, dtype)
+        return add_block_lora(result, x.to(dtype), A, B, scaling, dropout=dropout, in_place=in_place, **kwargs)
 
     def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
-        """All adapters of one n and r in one grouped product; dropout, which mixing has no use for, in the loop."""
-        groups: dict[tuple[int, int], list[str]] = {}
+        """All adapters of one shape in one grouped product; dropout, which has no use here, in the loop."""
+        groups: dict[tuple[int, int, str], list[str]] = {}
         for name in rows_of:
-            groups.setdefault((self.n[name], self.r[name]), []).append(name)
+            groups.setdefault((self.n[name], self.r[name], self.mixing[name]), []).append(name)
         for names in groups.values():
             if len(names) == 1 or any(self._arguments(name, x.dtype)[3] for name in names):
                 result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
@@ -66,7 +68,10 @@ class Linear(AdaptedLayer):
             # Stacked anew in each call: a batch has no more adapters than rows, and a cache of stacks could not see
             # all ways to change a factor (a write through .data leaves no trace).
             factors = torch.stack(A), torch.stack(B), torch.tensor(scaling, dtype=dtype, device=x.device)
-            output = grouped_block_lora(x.index_select(0, rows).to(dtype), *factors, index)
+            cores = [core.to(dtype) for core in map(self.core, names) if core is not None]
+            core, shuffle = torch.stack(cores) if cores else None, self.mixing[names[0]] == "shuffle"
+            some = x.index_select(0, rows).to(dtype)
+            output = grouped_block_lora(some, *factors, index, core=core, shuffle=shuffle)
             result = result.index_add(0, rows, output.to(result.dtype))
         return result
 
@@ -74,7 +79,7 @@ class Linear(AdaptedLayer):
         """The adapter's share of the output, in x's or autocast's dtype."""
         dtype = self.autocast_dtype(x)
         A, B, scaling, dropout = self._arguments(name, dtype)
-        return block_lora(x.to(dtype), A, B, scaling, dropout=dropout)
+        return block_lora(x.to(dtype), A, B, scaling, dropout=dropout, **self._mixing(name, dtype))
 
     def _arguments(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float, float]:
         """A and B in `dtype`, scaling, and the dropout that applies now."""
@@ -87,8 +92,15 @@ class Linear(AdaptedLayer):
             dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
         )
 
-    def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
-        return diagonal_blocks(weight.T if isinstance(self.get_base_layer(), Conv1D) else weight, n)
+    def _mixing(self, name: str, dtype: torch.dtype) -> dict[str, Any]:
+        """The operation's arguments for an adapter that mixes ranks across blocks."""
+        if self.mixing[name] == "none":
+            return {}
+        core = self.core(name)
+        return {"shuffle": True} if core is None else {"core": core.to(dtype)}
+
+    def grid_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
+        return block_grid(weight.T if isinstance(self.get_base_layer(), Conv1D) else weight, n)
 
     def weight_shape(self) -> tuple[int, ...]:
         shape = super().weight_shape()
