@@ -1,6 +1,7 @@
 """MELoRA for Hugging Face PEFT. Importing this package registers the method MELORA with PEFT."""
 
 from .analysis import inspect_adapter
+from .calibration import calibrate
 from .config import MeloraConfig
 from .conversion import export_lora
 from .errors import MeloraError
@@ -16,6 +17,7 @@ __all__ = [
     "MeloraError",
     "MeloraLayer",
     "MeloraModel",
+    "calibrate",
     "export_lora",
     "inspect_adapter",
     "load_adapter",

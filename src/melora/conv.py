@@ -64,14 +64,14 @@ class _ConvNd(AdaptedLayer):
         return (n, r, self.in_features // n, *kernel), (n, self.out_features // n, r // self.spanned_groups(n))
 
     @classmethod
-    def check_mixing(cls, module_name: str, base: nn.Module, n: int, r: int, mixing: str) -> None:
+    def check_options(cls, module_name: str, base: nn.Module, n: int, r: int, config: MeloraConfig) -> None:
         groups = cast(nn.Conv2d, base).groups
-        if mixing != "none" and groups > 1:
+        if config.mixing != "none" and groups > 1:
             raise MeloraError(
-                f"{module_name}: mixing={mixing!r} would mix the groups of a convolution with groups={groups}: name it "
-                "in exclude_modules, or use mixing='none'"
+                f"{module_name}: mixing={config.mixing!r} would mix the groups of a convolution with groups={groups}: "
+                "name it in exclude_modules, or use mixing='none'"
             )
-        super().check_mixing(module_name, base, n, r, mixing)
+        super().check_options(module_name, base, n, r, config)
 
     def update_layer(
         self, adapter_name: str, r: int, n: int, lora_alpha: float, config: MeloraConfig, module_name: str

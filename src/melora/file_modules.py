@@ -1,6 +1,7 @@
 """The adapted modules of an adapter file: which layer each is for, read off the names and shapes of its tensors.
 
-With mixing="learned" a third tensor C (r, n, n), for experts (E, r, n, n), is named melora_C.
+With mixing="learned" a third tensor C (r, n, n), for experts (E, r, n, n), is named melora_C; with
+permute="correlation" an order of the channels, (d_in + d_out,), is named melora_P.
 
 layer                  A                           B
 linear                 (n, r, d_in / n)            (n, d_out / n, r)
@@ -49,6 +50,8 @@ class ModuleFactors:
         kind: what layer it is for.
         mixing: how ranks cross the blocks, as MeloraConfig has it.
         C_key, C_shape: the core's tensor, where there is one.
+        permute: which channels the minis have, as MeloraConfig has it.
+        P_key: the order's tensor, where there is one.
     """
 
     name: str
@@ -65,11 +68,13 @@ class ModuleFactors:
     mixing: str = "none"
     C_key: str | None = None
     C_shape: tuple[int, ...] = ()
+    permute: str = "none"
+    P_key: str | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of its tensors."""
-        return (self.A_key, self.B_key) if self.C_key is None else (self.A_key, self.B_key, self.C_key)
+        return tuple(key for key in (self.A_key, self.B_key, self.C_key, self.P_key) if key is not None)
 
     @property
     def base_name(self) -> str:
@@ -143,19 +148,30 @@ def _melora_module(
     scaling = alpha / (r**0.5 if config.use_rslora else r)
     C_key = f"{stem}.melora_C.weight" if config.mixing == "learned" else None
     experts = A[1:2] if kind == "parameter" and len(A) == 4 else ()
-    C_shape = _core_shape(file, C_key, (*experts, r, n, n), shapes)
-    return ModuleFactors(name, *keys, A, B, n, r, d_in, d_out, scaling, kind, config.mixing, C_key, C_shape)
+    C_shape = _shape_of(file, C_key, (*experts, r, n, n), shapes)
+    P_key = f"{stem}.melora_P.weight" if config.permute == "correlation" else None
+    _shape_of(file, P_key, (d_in + d_out,), shapes)
+    if config.permute != "none" and kind != "linear":
+        raise MeloraError(f"{file}: {name} has permute={config.permute!r}, which is for linear layers; save it again")
+    return ModuleFactors(
+        *(name, *keys, A, B, n, r, d_in, d_out, scaling, kind),
+        mixing=config.mixing,
+        C_key=C_key,
+        C_shape=C_shape,
+        permute=config.permute,
+        P_key=P_key,
+    )
 
 
-def _core_shape(file: Path, key: str | None, wanted: tuple[int, ...], shapes: Shapes) -> tuple[int, ...]:
+def _shape_of(file: Path, key: str | None, wanted: tuple[int, ...], shapes: Shapes) -> tuple[int, ...]:
     if key is None:
         return ()
     if key not in shapes:
         raise MeloraError(f"{file}: tensor {key} is missing; save or download it again")
     if shapes[key] != wanted:
         raise MeloraError(
-            f"{file}: tensor {key} has shape {list(shapes[key])}, but mixing='learned' with the n and r of "
-            f"adapter_config.json asks for {list(wanted)}; the two files are not of one adapter"
+            f"{file}: tensor {key} has shape {list(shapes[key])}, but adapter_config.json asks for "
+            f"{list(wanted)}; the two files are not of one adapter"
         )
     return wanted
 

@@ -9,7 +9,9 @@ from peft.utils.quantization_utils import QuantizationBackend
 from torch import nn
 
 from .config import MeloraConfig
+from .errors import MeloraError
 from .factors import Core, MiniFactors
+from .permutation import Permutation, check_orders
 from .shapes import block_grid, check_exchange, check_shape, diagonal_of
 
 
@@ -24,7 +26,8 @@ class MeloraLayer(BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ("melora_A", "melora_B")  # A's name first
-    other_param_names = ("r", "n", "lora_alpha", "scaling", "use_rslora", "mixing", "melora_dropout")
+    permutes = False  # whether a layer type takes `permute`
+    other_param_names = ("r", "n", "lora_alpha", "scaling", "use_rslora", "mixing", "permute", "melora_dropout")
 
     def __init__(self, base_layer: nn.Module, quantization_backend: QuantizationBackend | None = None) -> None:
         self.base_layer = base_layer
@@ -35,6 +38,8 @@ class MeloraLayer(BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
         self.mixing: dict[str, str] = {}
+        self.permute: dict[str, str] = {}
+        self._ordered: set[str] = set()
         self.melora_dropout = nn.ModuleDict()
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
@@ -58,13 +63,18 @@ class MeloraLayer(BaseTunerLayer):
         check_shape(module_name, *cls.sizes_of(base), n, r)
 
     @classmethod
-    def check_mixing(cls, module_name: str, base: nn.Module, n: int, r: int, mixing: str) -> None:
-        """Check that ranks can be mixed like that across the blocks of `base`.
+    def check_options(cls, module_name: str, base: nn.Module, n: int, r: int, config: MeloraConfig) -> None:
+        """Check that ranks can be mixed and channels permuted in `base` as `config` says.
 
         Raises:
             MeloraError: they can't.
         """
-        check_exchange(module_name, n, r, mixing)
+        check_exchange(module_name, n, r, config.mixing)
+        if config.permute != "none" and not cls.permutes:
+            raise MeloraError(
+                f"{module_name}: permute={config.permute!r} is for linear layers, this is a {type(base).__name__}: "
+                "name it in exclude_modules, or use permute='none'"
+            )
 
     def sizes(self) -> tuple[int, int]:
         """(d_in, d_out) of what is adapted here."""
@@ -87,9 +97,9 @@ class MeloraLayer(BaseTunerLayer):
             MeloraError: n or r does not fit the weight.
         """
         self.check(module_name, n, r)
-        self.check_mixing(module_name, self.get_base_layer(), n, r, config.mixing)
+        self.check_options(module_name, self.get_base_layer(), n, r, config)
         self.r[adapter_name], self.n[adapter_name] = r, n
-        self.mixing[adapter_name] = config.mixing
+        self.mixing[adapter_name], self.permute[adapter_name] = config.mixing, config.permute
         self.lora_alpha[adapter_name], self.use_rslora[adapter_name] = lora_alpha, config.use_rslora
         self.set_scale(adapter_name, 1.0)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
@@ -97,16 +107,18 @@ class MeloraLayer(BaseTunerLayer):
         for name, shape in zip(self.adapter_layer_names[:2], self.factor_shapes(n, r), strict=True):
             getattr(self, name)[adapter_name] = MiniFactors(*shape)
         if config.mixing == "learned":
-            self._add_core(adapter_name, n, r)
+            self._add_part("melora_C", adapter_name, Core(*self.core_shape(n, r)))
+        if config.permute == "correlation":
+            self._add_part("melora_P", adapter_name, Permutation(self.in_features, self.out_features))
         self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _add_core(self, adapter_name: str, n: int, r: int) -> None:
-        if not hasattr(self, "melora_C"):  # a name of this layer only, so that no other layer holds an empty one
-            self.melora_C = nn.ModuleDict()
-            self.adapter_layer_names = (*self.adapter_layer_names, "melora_C")
-        self.melora_C[adapter_name] = Core(*self.core_shape(n, r))
+    def _add_part(self, name: str, adapter_name: str, module: nn.Module) -> None:
+        if not hasattr(self, name):  # a name of this layer only, so that no other layer holds an empty one
+            setattr(self, name, nn.ModuleDict())
+            self.adapter_layer_names = (*self.adapter_layer_names, name)
+        getattr(self, name)[adapter_name] = module
 
     def core_shape(self, n: int, r: int) -> tuple[int, ...]:
         """The shape of C."""
@@ -118,6 +130,42 @@ class MeloraLayer(BaseTunerLayer):
             return None
         modules = cast(nn.Module, self)._modules
         return cast(Core, cast(nn.ModuleDict, modules["melora_C"])._modules[adapter]).weight
+
+    def order(self, adapter: str) -> torch.Tensor | None:
+        """The calibrated order of an adapter with permute="correlation", as Permutation.weight has it.
+
+        Raises:
+            MeloraError: it is not calibrated, or the order that was loaded is none.
+        """
+        if self.permute[adapter] != "correlation":
+            return None
+        order = self._permutation(adapter).weight
+        if adapter not in self._ordered:
+            if not self.is_ordered(adapter):
+                raise MeloraError(
+                    f"adapter {adapter!r}: permute='correlation' needs an order of the channels before it is used: "
+                    "melora.calibrate(model, batches), which `melora train` does by itself"
+                )
+            check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
+            self._ordered.add(adapter)  # asked once: on a GPU the answer waits for all that runs
+        return order
+
+    def is_ordered(self, adapter: str) -> bool:
+        """Whether an adapter with permute="correlation" is calibrated."""
+        return not bool((self._permutation(adapter).weight < 0).any())
+
+    def set_order(self, adapter: str, order: torch.Tensor) -> None:
+        """Give an adapter with permute="correlation" its order, as Permutation.weight has it.
+
+        Raises:
+            MeloraError: it does not name every channel once.
+        """
+        check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
+        self._permutation(adapter).weight.copy_(order)
+
+    def _permutation(self, adapter: str) -> Permutation:
+        parts = cast(nn.ModuleDict, cast(nn.Module, self)._modules["melora_P"])
+        return cast(Permutation, parts[adapter])
 
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(A, B) of an adapter: (n, r, d_in / n) and (n, d_out / n, r)."""

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 
 from .errors import MeloraError
 from .file_modules import ModuleFactors
+from .ops.mixing import dense_columns
+from .permutation import placed
 
 
 def lora_factors(
@@ -35,15 +37,10 @@ def lora_factors(
 
 
 def _columns(B: torch.Tensor, scaling: float, mixing: str, core: torch.Tensor | None) -> torch.Tensor:
-    """(d_out, n * r), what the update applies to the n * r numbers that A gives for a token, in A's order."""
-    n = B.shape[0]
+    """`dense_columns` times scaling; by a core in fp64, since its products are rounded but once then."""
     if core is not None:
-        mixed = torch.einsum("iok,kij->iojk", B.double(), core.double()) * scaling
-        return _narrowed(mixed.flatten(2).flatten(0, 1), B.dtype)
-    dense: torch.Tensor = torch.block_diag(*_scaled(B, scaling))
-    if mixing == "shuffle":  # B's column (i, j q + p) is for A's row (j, i q + p)
-        dense = dense.unflatten(1, (n, n, -1)).transpose(1, 2).flatten(1)
-    return dense
+        return _narrowed(dense_columns(B.double(), core.double(), False) * scaling, B.dtype)
+    return dense_columns(_scaled(B, scaling), None, mixing == "shuffle")
 
 
 def lora_tensors(
@@ -53,6 +50,7 @@ def lora_tensors(
     rank: int,
     groups: int = 1,
     core: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The LoRA tensors of one module, by the end of their names.
 
@@ -62,6 +60,7 @@ def lora_tensors(
         rank: of the LoRA: at least n * r, and divisible by `groups`.
         groups: of the base, where it is a convolution.
         core: C, where the module has one.
+        order: of its channels, where a calibration found one.
 
     Raises:
         MeloraError: `groups` can't be the base's.
@@ -87,6 +86,9 @@ def lora_tensors(
         pair = torch.cat([a for a, _ in experts]), torch.stack([b for _, b in experts], dim=2).flatten(1)
     else:
         pair = lora_factors(A, B, module.scaling, rank, module.mixing, core)
+        if module.permute != "none":
+            of_in, of_out = (None, None) if order is None else order.split([module.d_in, module.d_out])
+            pair = placed(pair[0].T, module.n, of_in).T, placed(pair[1], module.n, of_out)
         if (
             module.kind == "attention"
         ):  # a mini's rows are query's, key's and value's; the base's are all of query's, ...

@@ -73,7 +73,7 @@ def _restorer(layer: BaseTunerLayer, adapter_names: list[str] | None) -> Callabl
 
     weight = layer.get_base_weight()
     # One for each part that is changed: a diagonal of n blocks, or with mixing the whole weight.
-    parts = {(layer.n[name], layer.mixing[name] == "none"): name for name in todo}
+    parts = {(layer.n[name], layer.mixing[name] == "none", layer.permute[name] == "none"): name for name in todo}
     saved = {name: layer.changed_part(weight, name).clone() for name in parts.values()}
 
     def restore_blocks() -> None:

@@ -66,7 +66,7 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
         r, n, _ = module_settings(config, name)
         cls = layer_class(name, base, resolve_quantization_backend(base, **quantization))
         cls.check_base(name, base, n, r)
-        cls.check_mixing(name, base, n, r, config.mixing)
+        cls.check_options(name, base, n, r, config)
     _check_parameters(config, model, targeted, parameters)
 
 
@@ -126,6 +126,8 @@ def _check_parameters(
         r, n, _ = module_settings(config, key)
         check_parameter(key, base, parameter_name, n, r)
         check_exchange(key, n, r, config.mixing)
+        if config.permute != "none":
+            raise MeloraError(f"{key}: permute={config.permute!r} is for linear layers: use permute='none'")
 
 
 def _check_n_pattern(config: MeloraConfig, targeted: list[str]) -> None:

@@ -93,6 +93,7 @@ def add_weighted_adapter(model: BaseTuner, name: str, combination: Combination) 
     """
     _check_adapters(model, combination.adapters)
     _check_mixing({model.peft_config[adapter].mixing for adapter in combination.adapters}, combination)
+    _check_permute({model.peft_config[adapter].permute for adapter in combination.adapters}, combination)
     layers = {
         key: module
         for key, module in model.model.named_modules()
@@ -178,6 +179,16 @@ def combine(module: str, layer: MeloraLayer, combination: Combination) -> tuple[
     layer.check(module, n, rank)
     update = combination.mix([layer.delta_blocks(adapter).flatten(2) for adapter in here], list(here.values()))
     return _svd(update, rank, combination)
+
+
+def _check_permute(permute: set[str], combination: Combination) -> None:
+    """Minis are combined block by block, so all must have the same channels, which calibrated orders seldom are."""
+    if permute == {"none"} or (permute == {"strided"} and combination.kind in {"cat", *_ON_FACTORS}):
+        return
+    raise MeloraError(
+        f"{', '.join(combination.adapters)}: combination_type {combination.kind} does not take adapters with permute="
+        f"{' and '.join(sorted(permute))}: convert each with `melora export` and combine the LoRA adapters"
+    )
 
 
 def _check_mixing(mixing: set[str], combination: Combination) -> None:

@@ -42,3 +42,18 @@ def exchange(u: torch.Tensor, block: int, rank: int = -1) -> torch.Tensor:
 def core_gradient(grad_v: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """The gradient of the core, (r, n, n), from those of v and from u, both (n, T, r)."""
     return torch.bmm(grad_v.permute(2, 0, 1), u.permute(2, 1, 0))
+
+
+def dense_columns(B: torch.Tensor, core: torch.Tensor | None, shuffle: bool) -> torch.Tensor:
+    """(d_out, n * r): what the update applies to u of one token, whose numbers are in A's order; differentiable.
+
+    Args:
+        B: (n, d_out / n, r).
+        core, shuffle: as in `mix`.
+    """
+    if core is not None:
+        return torch.einsum("iok,kij->iojk", B, core).flatten(2).flatten(0, 1)
+    dense: torch.Tensor = torch.block_diag(*B)
+    if shuffle:  # B's column (i, j q + p) is for A's row (j, i q + p)
+        dense = exchange(dense.unflatten(1, (B.shape[0], -1)), 1).flatten(1)
+    return dense
