@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from .config import MeloraConfig
 from .errors import MeloraError
 from .file_modules import PREFIX, ModuleFactors, read_modules
+from .initial import joined
 from .untrusted import own_file, read_header, read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -41,13 +42,21 @@ class AdapterFiles:
             return {name: file.get_tensor(name) for name in self.shapes}
 
     def factors(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) of a module, as file_modules.py lists them; a LoRA's as those of one mini."""
-        A, B = tensors[module.A_key], tensors[module.B_key]
+        """(A, B) of a module, as file_modules.py lists them; a LoRA's as those of one mini.
+
+        Where they are measured from a start (initial.py), those of rank 2r, in at least fp32, whose product is the
+        update.
+        """
+        found = [tensors[key] for key in module.keys]
+        if module.has_start:
+            A, B, A0, B0 = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in found)
+            return joined(A, B, A0, B0)
+        A, B = found
         return (A, B) if A.dim() > 2 else (A[None], B[None])
 
     def other_keys(self) -> list[str]:
         """Names of the tensors that are no factors: trained heads and biases."""
-        factors = {key for module in self.modules for key in (module.A_key, module.B_key)}
+        factors = {key for module in self.modules for key in module.keys}
         return [key for key in self.shapes if key not in factors]
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from peft import LoraConfig, PeftConfig
 
 from .errors import MeloraError
+from .initial import INIT_WEIGHTS, is_init
 from .lora_fields import shared_fields
 from .registration import MeloraPeftType
 from .untrusted import check_auto_mapping
@@ -56,7 +57,11 @@ class MeloraConfig(PeftConfig):
         modules_to_save: modules to train and save whole, such as a new classifier.
         init_weights: True for Kaiming-uniform A over its own fan-in d_in / n (the reference's) and B = 0; "gaussian"
             for A ~ N(0, 1 / r^2), the paper's kind with PEFT's width, and B = 0; False for a random B, which PEFT's
-            tests use.
+            tests use. Three read A and B off each diagonal block, with the model's output unchanged (initial.py has
+            the formulas): "pissa" by the singular values of the weight ("pissa_niter_N": approximate, in N
+            iterations), "olora" by its QR decomposition, "lora_ga" by the singular vectors of its gradient, for which
+            `melora.preprocess_lora_ga(model, config, batches)` comes first. Unlike PEFT's, they leave the base weight
+            as it is, so a saved adapter needs no conversion.
         layers_to_transform: indexes of the layers to adapt, when target_modules is a list.
         layers_pattern: name of the model's list of layers, when layers_to_transform is given.
         rank_pattern: {name or regular expression: r} for modules that differ.
@@ -86,8 +91,12 @@ class MeloraConfig(PeftConfig):
     )
     use_rslora: bool = field(default=False, metadata={"help": "scale by lora_alpha / sqrt(r)"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules to train and save whole"})
-    init_weights: bool | Literal["gaussian"] = field(
-        default=True, metadata={"help": "True (Kaiming A, zero B), 'gaussian' (Gaussian A, zero B) or False (random B)"}
+    init_weights: bool | str = field(
+        default=True,
+        metadata={
+            "help": "True (Kaiming A, zero B), 'gaussian' (Gaussian A, zero B), False (random B), or from the weight's "
+            "blocks ('pissa', 'pissa_niter_N', 'olora') or their gradient ('lora_ga')"
+        },
     )
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indexes to adapt"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
@@ -127,8 +136,9 @@ class MeloraConfig(PeftConfig):
             raise MeloraError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
         if self.bias not in _BIAS:
             raise MeloraError(f"bias must be one of {', '.join(_BIAS)}, got {self.bias!r}")
-        if self.init_weights not in (True, False, "gaussian"):
-            raise MeloraError(f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}")
+        if not is_init(self.init_weights):
+            raise MeloraError(f"init_weights must be {INIT_WEIGHTS}, got {self.init_weights!r}")
+        self._is_finished = bool(self.inference_mode)
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list | tuple):
@@ -173,6 +183,14 @@ class MeloraConfig(PeftConfig):
         taken = shared_fields(lora_config, {field.name for field in fields(cls)})
         taken["rank_pattern"] = {key: max(1, rank // n) for key, rank in (lora_config.rank_pattern or {}).items()}
         return cls(**{**taken, "n": n, "r": max(1, lora_config.r // n) if r is None else r, **changes})
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether this was made as the config of a finished adapter, whose tensors are about to be loaded.
+
+        PEFT saves every adapter's config with inference_mode=True, and sets it anew (is_trainable) after reading it.
+        """
+        return self._is_finished
 
     @property
     def equivalent_rank(self) -> int:

@@ -7,6 +7,9 @@ convolution            (n, r, d_in / n, *kernel)   (n, d_out / n, r / q)       q
 embedding              (n, r, V)                   (n, d / n, r)               keys melora_embedding_A and _B
 parameter (experts)    (n, E, r, d_in / n)         (n, E, d_out / n, r)        in target_parameters, as plain
                                                                                matrices are, laid out as linear
+
+Where the config's init_weights is one with a start (initial.py), NAME.melora_A.start and NAME.melora_B.start lie beside
+them, of the same shapes: dW = scaling * blockdiag(B_i A_i - B0_i A0_i), on the base weight as it was before training.
 """
 
 import math
@@ -20,6 +23,7 @@ from peft.utils.other import get_pattern_key
 
 from .config import MeloraConfig
 from .errors import MeloraError
+from .initial import START, has_start
 from .targets import module_settings
 
 PREFIX = "base_model.model."
@@ -45,6 +49,7 @@ class ModuleFactors:
         d_in, d_out: sizes of the adapted weight: features, channels, or vocabulary and width.
         scaling: the factor on B A.
         kind: what layer it is for.
+        has_start: whether A and B are measured from a start, which lies beside them.
     """
 
     name: str
@@ -58,6 +63,13 @@ class ModuleFactors:
     d_out: int
     scaling: float
     kind: Kind = "linear"
+    has_start: bool = False
+
+    @property
+    def keys(self) -> list[str]:
+        """All of its tensors: A, B, and where there are starts those of A and of B."""
+        weights = [self.A_key, self.B_key]
+        return [*weights, *map(start_key, weights)] if self.has_start else weights
 
     @property
     def base_name(self) -> str:
@@ -66,8 +78,8 @@ class ModuleFactors:
 
     @property
     def equivalent_rank(self) -> int:
-        """n * r; of one expert's matrix, where there are several."""
-        return self.n * self.r
+        """The highest rank of the update, n * r, or 2 n r with a start; of one expert's matrix if there are several."""
+        return self.n * self.r * (2 if self.has_start else 1)
 
     @property
     def experts(self) -> int:
@@ -76,6 +88,7 @@ class ModuleFactors:
 
     @property
     def parameters(self) -> int:
+        """Trained numbers: those of A and B."""
         return math.prod(self.A_shape) + math.prod(self.B_shape)
 
     @property
@@ -83,6 +96,11 @@ class ModuleFactors:
         """What a LoRA of the same equivalent rank needs."""
         kernel = math.prod(self.A_shape[3:]) if self.kind == "convolution" else 1
         return self.equivalent_rank * self.experts * (self.d_in * kernel + self.d_out)
+
+
+def start_key(key: str) -> str:
+    """The name of the start of a factor, by that factor's."""
+    return key.removesuffix(".weight") + START
 
 
 def read_modules(file: Path, config: Any, shapes: Shapes) -> list[ModuleFactors]:
@@ -127,8 +145,26 @@ def _melora_module(
             )
     d_in = A[2] if kind == "embedding" else n * A[-1] if kind == "parameter" else n * A[2]
     d_out = n * B[-2]
+    _check_starts(file, config, keys, (A, B), shapes)
     scaling = alpha / (r**0.5 if config.use_rslora else r)
-    return ModuleFactors(name, *keys, A, B, n, r, d_in, d_out, scaling, kind)
+    return ModuleFactors(name, *keys, A, B, n, r, d_in, d_out, scaling, kind, has_start(config.init_weights))
+
+
+def _check_starts(
+    file: Path, config: MeloraConfig, keys: tuple[str, str], own: tuple[tuple[int, ...], ...], shapes: Shapes
+) -> None:
+    """Starts of the factors' shapes where the config's init_weights asks for them, and none elsewhere."""
+    for key, shape in zip(keys, own, strict=True):
+        found = shapes.get(start_key(key))
+        if found == (shape if has_start(config.init_weights) else None):
+            continue
+        problem = "is not expected" if found is not None and not has_start(config.init_weights) else "is missing"
+        if found is not None and has_start(config.init_weights):
+            problem = f"has shape {list(found)} instead of {list(shape)}"
+        raise MeloraError(
+            f"{file}: tensor {start_key(key)} {problem}, for init_weights={config.init_weights!r} in "
+            "adapter_config.json; the two files are not of one adapter"
+        )
 
 
 def _kind(

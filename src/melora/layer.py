@@ -1,14 +1,18 @@
 """MeloraLayer: what every adapted layer holds, whatever its base: factors, scaling, state."""
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
+from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from peft.utils.integrations import gather_params_ctx
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import nn
 
 from .config import MeloraConfig
+from .initial import gradient_of, has_start, joined, start_factors
 from .shapes import check_shape, diagonal_blocks
 
 
@@ -16,11 +20,17 @@ class MiniFactors(nn.Module):
     """One factor of all n minis of one adapter: `weight` of shape (n, rows, columns), or with more columns' sizes.
 
     A module of its own, named melora_A or melora_B, since PEFT's hotswap and FSDP's wrap policy look for that.
+
+    Attributes:
+        start: what the factor is measured from (initial.py), of the same shape and never trained; None for 0. A
+            parameter and no buffer, so that it is cast, moved and sharded as `weight` is.
     """
 
-    def __init__(self, *shape: int) -> None:
+    def __init__(self, *shape: int, has_start: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*shape))
+        start = nn.Parameter(torch.empty(*shape), requires_grad=False) if has_start else None
+        self.register_parameter("start", start)
 
     def extra_repr(self) -> str:
         n, rows, *columns = self.weight.shape
@@ -67,6 +77,16 @@ class MeloraLayer(BaseTunerLayer):
         """
         check_shape(module_name, *cls.sizes_of(base), n, r)
 
+    @classmethod
+    def block_sizes(cls, module_name: str, base: nn.Module, n: int) -> tuple[int, int]:
+        """Rows and columns of the part of a base weight that one mini changes, as a matrix.
+
+        Raises:
+            MeloraError: it is no matrix of the base's numbers.
+        """
+        d_in, d_out = cls.sizes_of(base)
+        return d_out // n, d_in // n
+
     def sizes(self) -> tuple[int, int]:
         """(d_in, d_out) of what is adapted here."""
         return self.sizes_of(self.get_base_layer())
@@ -94,22 +114,85 @@ class MeloraLayer(BaseTunerLayer):
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
         self.melora_dropout[adapter_name] = dropout
         for name, shape in zip(self.adapter_layer_names, self.factor_shapes(n, r), strict=True):
-            getattr(self, name)[adapter_name] = MiniFactors(*shape)
-        self.reset_parameters(adapter_name, config.init_weights)
+            getattr(self, name)[adapter_name] = MiniFactors(*shape, has_start=has_start(config.init_weights))
+        if has_start(config.init_weights):
+            self.reset_parameters(adapter_name, True)
+            self.set_start(adapter_name, None if config.is_finished else str(config.init_weights))
+        else:
+            self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) of an adapter: (n, r, d_in / n) and (n, d_out / n, r)."""
+        """(A, B) with dW = scaling * blockdiag(B_i A_i): (n, r, d_in / n) and (n, d_out / n, r).
+
+        The trained parameters, or where these are measured from a start (initial.py) both joined, with 2r for r.
+        """
         # Not by attribute and ModuleDict's []: nn.Module's __getattr__ shows in the time of one decoded token.
         modules = cast(nn.Module, self)._modules
-        A, B = (cast(nn.ModuleDict, modules[name])._modules[adapter] for name in self.adapter_layer_names)
-        return cast(MiniFactors, A).weight, cast(MiniFactors, B).weight
+        A, B = (
+            cast(MiniFactors, cast(nn.ModuleDict, modules[name])._modules[adapter])._parameters
+            for name in self.adapter_layer_names
+        )
+        weight_A, weight_B = cast(torch.Tensor, A["weight"]), cast(torch.Tensor, B["weight"])
+        start_A, start_B = A.get("start"), B.get("start")
+        if start_A is None or start_B is None:
+            return weight_A, weight_B
+        return joined(weight_A, weight_B, start_A, start_B)
+
+    def mini_factors(self, adapter: str) -> tuple[MiniFactors, MiniFactors]:
+        """The modules that hold A and B of an adapter."""
+        A, B = (cast(MiniFactors, getattr(self, name)[adapter]) for name in self.adapter_layer_names)
+        return A, B
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's, which would let the starts be trained too."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._freeze_starts()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """PEFT's, which would let the starts be trained too."""
+        super().set_requires_grad(adapter_names, requires_grad=requires_grad)
+        self._freeze_starts()
+
+    def _freeze_starts(self) -> None:
+        for name in self.adapter_layer_names:
+            for factor in getattr(self, name).values():
+                if factor.start is not None:
+                    factor.start.requires_grad_(False)
+
+    def update_rank(self, adapter: str) -> int:
+        """The highest rank that a block of the update can have: r, or 2r where A and B have a start."""
+        return self.r[adapter] * (1 if self.mini_factors(adapter)[0].start is None else 2)
+
+    @torch.no_grad()
+    def set_start(self, adapter_name: str, init_weights: str | None) -> None:
+        """Take A and B, and what they are measured from, from the base weight or its gradient; dW is 0 then.
+
+        Where neither has values yet (on the meta device: they come with sharding, or it is a dry run), and for an
+        adapter whose tensors are about to be loaded (init_weights=None), only dW is set to 0.
+        """
+        factors = self.mini_factors(adapter_name)
+        A, B = (factor.weight for factor in factors)
+        if init_weights is not None and not A.is_meta:
+            base = self.get_base_layer()
+            with align_module_device(base), gather_params_ctx(list(base.parameters())):
+                source = gradient_of(base) if init_weights == "lora_ga" else self.get_base_weight()
+                if source is not None and not source.is_meta:
+                    weight = source if init_weights != "lora_ga" else self.in_base_layout(source)
+                    blocks = self.blocks_of(weight, self.n[adapter_name])
+                    dtype = torch.promote_types(blocks.dtype, torch.float32)
+                    matrices = blocks.reshape(*B.shape[:-1], -1).to(dtype)
+                    starts = start_factors(init_weights, matrices, self.r[adapter_name], self.scaling[adapter_name])
+                    for parameter, start in zip((A, B), starts, strict=True):
+                        parameter.copy_(start.reshape(parameter.shape))
+        for factor in factors:
+            cast(nn.Parameter, factor.start).copy_(factor.weight)
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool | str) -> None:
         """Initialise A and B as the reference does, or as MeloraConfig.init_weights asks."""
-        A, B = self.factors(adapter_name)
+        A, B = (factor.weight for factor in self.mini_factors(adapter_name))
         if init_weights == "gaussian":
             nn.init.normal_(A, std=1.0 / self.r[adapter_name])
         else:
@@ -167,6 +250,10 @@ class MeloraLayer(BaseTunerLayer):
         for name in active:
             blocks = self.blocks_of(weight, self.n[name])
             blocks += self.delta_blocks(name).reshape(blocks.shape).to(weight.dtype)
+        return weight
+
+    def in_base_layout(self, weight: torch.Tensor) -> torch.Tensor:
+        """A (d_out, d_in) matrix in the base weight's own layout."""
         return weight
 
     def weight_shape(self) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class Linear(AdaptedLayer):
         """All adapters of one n and r in one grouped product; dropout, which mixing has no use for, in the loop."""
         groups: dict[tuple[int, int], list[str]] = {}
         for name in rows_of:
-            groups.setdefault((self.n[name], self.r[name]), []).append(name)
+            groups.setdefault((self.n[name], self.update_rank(name)), []).append(name)
         for names in groups.values():
             if len(names) == 1 or any(self._arguments(name, x.dtype)[3] for name in names):
                 result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
@@ -89,6 +89,9 @@ class Linear(AdaptedLayer):
 
     def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
         return diagonal_blocks(weight.T if isinstance(self.get_base_layer(), Conv1D) else weight, n)
+
+    def in_base_layout(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
 
     def weight_shape(self) -> tuple[int, ...]:
         shape = super().weight_shape()

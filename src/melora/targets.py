@@ -19,7 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from .config import MeloraConfig
 from .dispatch import layer_class
 from .errors import MeloraError
-from .parameters import check_config, check_parameter
+from .initial import check_start, has_start
+from .parameters import check_config, check_parameter, parameter_sizes
+from .sources import check_source
 
 
 def module_settings(config: MeloraConfig, module: str) -> tuple[int, int, float]:
@@ -38,8 +40,13 @@ class NoTargetError(MeloraError, NoMatchingPeftModuleError):
     """No module of the model bears a target's name; PEFT's own exception for that, too."""
 
 
-def check_targets(model: nn.Module, config: MeloraConfig) -> None:
+def check_targets(model: nn.Module, config: MeloraConfig, *, on_meta: bool = False) -> None:
     """Check every module that `config` means in `model`; nothing is changed.
+
+    Args:
+        model: the base model, or one with adapters.
+        config: of the new adapter.
+        on_meta: whether the adapter gets shapes only, so that there is no weight or gradient to start from.
 
     Raises:
         NoTargetError: no module matches; the message offers the closest names.
@@ -55,7 +62,7 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
     _maybe_include_all_linear_layers(config, model)
     modules = _outer_modules(model)
     _check_names(config, modules)
-    targeted = {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
+    targeted = _targeted_modules(config, modules)
     parameters = _targeted_parameters(config, modules)
     _check_n_pattern(config, [*targeted, *parameters])
     quantization = get_quantization_kwargs(model)
@@ -63,8 +70,25 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         _check_called(name, model)
         r, n, _ = module_settings(config, name)
-        layer_class(name, base, resolve_quantization_backend(base, **quantization)).check_base(name, base, n, r)
+        backend = resolve_quantization_backend(base, **quantization)
+        cls = layer_class(name, base, backend)
+        cls.check_base(name, base, n, r)
+        if has_start(config.init_weights):
+            check_start(name, config.init_weights, *cls.block_sizes(name, base, n), r)
+            if not on_meta and not config.is_finished:
+                check_source(name, base, cls, backend, config.init_weights)
     _check_parameters(config, model, targeted, parameters)
+
+
+def targeted_modules(model: nn.Module, config: MeloraConfig) -> dict[str, nn.Module]:
+    """The modules that `config` means in `model` (target_parameters aside), by name."""
+    config = copy.copy(config)
+    _maybe_include_all_linear_layers(config, model)
+    return _targeted_modules(config, _outer_modules(model))
+
+
+def _targeted_modules(config: MeloraConfig, modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    return {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
 
 
 # Models whose fused kernels read out_proj's and conv1d's weights and call neither: PEFT's list for LoRA.
@@ -122,6 +146,13 @@ def _check_parameters(
             )
         r, n, _ = module_settings(config, key)
         check_parameter(key, base, parameter_name, n, r)
+        d_in, d_out = parameter_sizes(base, parameter_name)
+        check_start(key, config.init_weights, d_out // n, d_in // n, r)
+        if config.init_weights == "lora_ga":
+            raise MeloraError(
+                f"{key}: init_weights='lora_ga' takes gradients of linear layers alone; leave target_parameters out, or "
+                "use init_weights='pissa'"
+            )
 
 
 def _check_n_pattern(config: MeloraConfig, targeted: list[str]) -> None:

@@ -1,0 +1,63 @@
+"""A saved adapter without its start: a plain MELoRA of mini rank 2r, for whoever takes no other."""
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from .config import MeloraConfig
+from .errors import MeloraError
+from .file_modules import start_key
+from .initial import START, has_start, joined
+
+
+def plain_form(
+    model: PeftModel, config: MeloraConfig, initial: str, state_dict: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """An adapter's tensors with the start joined into A and B (initial.py), for PEFT's conversion while saving.
+
+    What `save_pretrained(folder, path_initial_model_for_weight_conversion=INITIAL)` is for with LoRA: there the plain
+    form alone is right on the original base model. Every saved MELoRA is, so this is for readers that know init_weights
+    True only. INITIAL is not read, since the start is in the model; PEFT writes its config there before it calls this,
+    and that is undone.
+
+    Args:
+        model: the adapted model.
+        config: PEFT's copy of the adapter's config, which has init_weights=True. PEFT (0.21) doubles r, lora_alpha and
+            the values of rank_pattern and alpha_pattern in it after this; with use_rslora it multiplies lora_alpha by
+            sqrt(2), as it must, but alpha_pattern by 2, which is made up for here.
+        initial: INITIAL.
+        state_dict: the adapter's tensors by their names in a file.
+
+    Raises:
+        MeloraError: the adapter has no start.
+    """
+    own = next((c for c in model.peft_config.values() if _without_init(c) == _without_init(config)), config)
+    written = copy.copy(own)
+    written.inference_mode = True  # as PEFT saves every adapter's
+    written.save_pretrained(initial)
+    if not has_start(own.init_weights):
+        raise MeloraError(
+            f"init_weights={own.init_weights!r} starts from an update of 0, so there is nothing to convert: save without "
+            f"path_initial_model_for_weight_conversion={str(Path(initial))!r}"
+        )
+    if config.use_rslora:
+        config.alpha_pattern = {key: alpha / math.sqrt(2) for key, alpha in config.alpha_pattern.items()}
+    plain = {key: value for key, value in state_dict.items() if not key.endswith(START)}
+    for key in plain:
+        if start_key(key) not in state_dict or not _is_A(key):
+            continue
+        other = key.replace("_A.", "_B.")
+        pair = joined(plain[key], plain[other], state_dict[start_key(key)], state_dict[start_key(other)])
+        plain[key], plain[other] = (tensor.contiguous() for tensor in pair)
+    return plain
+
+
+def _is_A(key: str) -> bool:
+    return key.endswith(("melora_A.weight", "melora_embedding_A.weight"))
+
+
+def _without_init(config: MeloraConfig) -> dict[str, object]:
+    return {key: value for key, value in config.to_dict().items() if key != "init_weights"}
