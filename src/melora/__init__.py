@@ -6,6 +6,7 @@ from .conversion import export_lora
 from .errors import MeloraError
 from .layer import MeloraLayer
 from .loading import load_adapter
+from .lora_ga import preprocess_lora_ga
 from .model import MeloraModel
 from .registration import register
 
@@ -19,6 +20,7 @@ __all__ = [
     "export_lora",
     "inspect_adapter",
     "load_adapter",
+    "preprocess_lora_ga",
 ]
 
 register(MeloraConfig, MeloraModel)

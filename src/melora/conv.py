@@ -55,8 +55,8 @@ class _ConvNd(AdaptedLayer):
         conv = cast(nn.Conv2d, base)
         if conv.groups > n:
             raise MeloraError(
-                f"{module_name}: with n={n} a mini spans several groups of the convolution (groups={conv.groups}), and no "
-                f"part of its weight is the mini's own; choose n={conv.groups} in n_pattern, or init_weights=True"
+                f"{module_name}: with n={n} a mini spans several groups of the convolution (groups={conv.groups}), and "
+                f"no part of its weight is the mini's own; choose n={conv.groups} in n_pattern, or init_weights=True"
             )
         rows, columns = super().block_sizes(module_name, base, n)
         return rows, columns * math.prod(conv.kernel_size)

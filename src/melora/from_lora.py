@@ -187,9 +187,9 @@ def _config(files: AdapterFiles, n: int, r: int) -> MeloraConfig:
     lora = files.config
     if has_start(lora.init_lora_weights):
         raise MeloraError(
-            f"{files.path}: init_lora_weights={lora.init_lora_weights!r} means that this LoRA is for a base weight with "
-            "its start taken out, which PEFT does while loading; save it for the original base first, by save_pretrained "
-            "with path_initial_model_for_weight_conversion"
+            f"{files.path}: init_lora_weights={lora.init_lora_weights!r} means that this LoRA is for a base weight "
+            "with its start taken out, which PEFT does while loading; save it for the original base first, by "
+            "save_pretrained with path_initial_model_for_weight_conversion"
         )
     try:
         config = MeloraConfig.from_lora(

@@ -1,7 +1,7 @@
 """Starts of A and B that are read off the weight or its gradient: PiSSA, OLoRA and LoRA-GA on each diagonal block.
 
-PEFT subtracts such a start from the base weight, W - s B0 A0, so that the model's output is unchanged. An adapter is then
-wrong on the original base until it is converted. Here the base stays as it is and the start is kept beside the factors:
+PEFT subtracts such a start from the base weight, W - s B0 A0, so that the model's output is unchanged. An adapter is
+then wrong on the original base until it is converted. Here the base stays as it is, and A0 and B0 are kept:
 
     dW_i = s (B_i A_i - B0_i A0_i) = s ((B_i - B0_i) A_i + B0_i (A_i - A0_i))
 
@@ -86,9 +86,7 @@ def start_factors(
     return Vh[..., :r, :] * root.unsqueeze(-1), U[..., :r] * root.unsqueeze(-2)
 
 
-def joined(
-    A: torch.Tensor, B: torch.Tensor, A0: torch.Tensor, B0: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def joined(A: torch.Tensor, B: torch.Tensor, A0: torch.Tensor, B0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Factors of rank 2r whose product is B A - B0 A0: [A; A - A0] and [B - B0, B0]. Differentiable in A and B.
 
     Args:
@@ -119,8 +117,8 @@ def check_start(module: str, init_weights: Any, rows: int, columns: int, r: int)
     if needed > min(rows, columns):
         way_out = f"choose r up to {most} (rank_pattern for this module alone), a smaller n" if most else "a smaller n"
         raise MeloraError(
-            f"{module}: init_weights={init_weights!r} takes {needed} singular vectors of each mini's block for r={r}, and "
-            f"a block is {rows} x {columns}: {way_out}, or init_weights=True"
+            f"{module}: init_weights={init_weights!r} takes {needed} directions of each mini's block for r={r}, and a "
+            f"block is {rows} x {columns}: {way_out}, or init_weights=True"
         )
 
 

@@ -54,7 +54,7 @@ class MeloraModel(BaseTuner):
         chosen_backend()  # raises where MELORA_BACKEND names none that can be used
         if state_dict is None:  # else the tensors' names, not the config, say which modules are meant
             config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
-            check_targets(model, config, on_meta=low_cpu_mem_usage)
+            check_targets(model, config, sources=not low_cpu_mem_usage)
         super().inject_adapter(
             model,
             adapter_name,

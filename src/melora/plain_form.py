@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -40,23 +39,20 @@ def plain_form(
     written.save_pretrained(initial)
     if not has_start(own.init_weights):
         raise MeloraError(
-            f"init_weights={own.init_weights!r} starts from an update of 0, so there is nothing to convert: save without "
-            f"path_initial_model_for_weight_conversion={str(Path(initial))!r}"
+            f"init_weights={own.init_weights!r} has no start to be joined into A and B, nothing is to convert: save "
+            f"without path_initial_model_for_weight_conversion={initial!r}"
         )
     if config.use_rslora:
         config.alpha_pattern = {key: alpha / math.sqrt(2) for key, alpha in config.alpha_pattern.items()}
     plain = {key: value for key, value in state_dict.items() if not key.endswith(START)}
     for key in plain:
-        if start_key(key) not in state_dict or not _is_A(key):
+        if start_key(key) not in state_dict or not key.endswith("_A.weight"):
             continue
         other = key.replace("_A.", "_B.")
-        pair = joined(plain[key], plain[other], state_dict[start_key(key)], state_dict[start_key(other)])
+        tensors = (plain[key], plain[other], state_dict[start_key(key)], state_dict[start_key(other)])
+        pair = joined(*(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors))
         plain[key], plain[other] = (tensor.contiguous() for tensor in pair)
     return plain
-
-
-def _is_A(key: str) -> bool:
-    return key.endswith(("melora_A.weight", "melora_embedding_A.weight"))
 
 
 def _without_init(config: MeloraConfig) -> dict[str, object]:

@@ -12,7 +12,11 @@ from peft.tuners.tuners_utils import (
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key, match_target_against_key
-from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils.quantization_utils import (
+    QuantizationBackend,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -21,7 +25,7 @@ from .dispatch import layer_class
 from .errors import MeloraError
 from .initial import check_start, has_start
 from .parameters import check_config, check_parameter, parameter_sizes
-from .sources import check_source
+from .sources import check_kind, check_source
 
 
 def module_settings(config: MeloraConfig, module: str) -> tuple[int, int, float]:
@@ -40,13 +44,13 @@ class NoTargetError(MeloraError, NoMatchingPeftModuleError):
     """No module of the model bears a target's name; PEFT's own exception for that, too."""
 
 
-def check_targets(model: nn.Module, config: MeloraConfig, *, on_meta: bool = False) -> None:
+def check_targets(model: nn.Module, config: MeloraConfig, *, sources: bool = True) -> None:
     """Check every module that `config` means in `model`; nothing is changed.
 
     Args:
         model: the base model, or one with adapters.
         config: of the new adapter.
-        on_meta: whether the adapter gets shapes only, so that there is no weight or gradient to start from.
+        sources: whether the weights and gradients that A and B start from must be there; not for shapes alone.
 
     Raises:
         NoTargetError: no module matches; the message offers the closest names.
@@ -66,6 +70,7 @@ def check_targets(model: nn.Module, config: MeloraConfig, *, on_meta: bool = Fal
     parameters = _targeted_parameters(config, modules)
     _check_n_pattern(config, [*targeted, *parameters])
     quantization = get_quantization_kwargs(model)
+    read: list[tuple[str, nn.Module, QuantizationBackend | None]] = []
     for name, module in targeted.items():
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         _check_called(name, model)
@@ -74,10 +79,15 @@ def check_targets(model: nn.Module, config: MeloraConfig, *, on_meta: bool = Fal
         cls = layer_class(name, base, backend)
         cls.check_base(name, base, n, r)
         if has_start(config.init_weights):
+            check_kind(name, base, cls, config.init_weights)
             check_start(name, config.init_weights, *cls.block_sizes(name, base, n), r)
-            if not on_meta and not config.is_finished:
-                check_source(name, base, cls, backend, config.init_weights)
+            read.append((name, base, backend))
     _check_parameters(config, model, targeted, parameters)
+    if sources and not config.is_finished:  # last, since it reads every weight
+        if has_start(config.init_weights):
+            read.extend((key, base, None) for key, base in parameters.items())
+        for name, base, backend in read:
+            check_source(name, base, backend, config.init_weights)
 
 
 def targeted_modules(model: nn.Module, config: MeloraConfig) -> dict[str, nn.Module]:
@@ -150,8 +160,8 @@ def _check_parameters(
         check_start(key, config.init_weights, d_out // n, d_in // n, r)
         if config.init_weights == "lora_ga":
             raise MeloraError(
-                f"{key}: init_weights='lora_ga' takes gradients of linear layers alone; leave target_parameters out, or "
-                "use init_weights='pissa'"
+                f"{key}: init_weights='lora_ga' takes gradients of linear layers alone; leave target_parameters out, "
+                "or use init_weights='pissa'"
             )
 
 
