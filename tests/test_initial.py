@@ -99,9 +99,7 @@ def test_iterations_come_near_the_exact_start(make_mlp: Callable[..., nn.Module]
     exact, near = (get_peft_model(make_mlp(), config(init)) for init in ("pissa", "pissa_niter_16"))
     for name in TARGETS:
         matrices = torch.stack(blocks(dense(near, name), 2))
-        best, found = (
-            (matrices - 3 / 2 * B @ A).norm() for A, B in (weights(model, name) for model in (exact, near))
-        )
+        best, found = ((matrices - 3 / 2 * B @ A).norm() for A, B in (weights(model, name) for model in (exact, near)))
         assert best * (1 - 1e-6) <= found <= best * 1.01
 
 
@@ -268,20 +266,23 @@ def test_scaling_the_layer_scales_the_update_alone(make_mlp: Callable[..., nn.Mo
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"n": 6, "r": 2}, r"^head: init_weights='pissa' takes 2 .* r=2, and a block is 1 x 8: choose r up to 1 \(rank"),
+        (
+            {"n": 6, "r": 2},
+            r"^head: init_weights='pissa' takes 2 .* r=2, and a block is 1 x 8: choose r up to 1 \(rank",
+        ),
         ({"n": 6, "r": 1, "init_weights": "lora_ga"}, r"^head: .* takes 2 .* a block is 1 x 8: a smaller n, or"),
     ],
 )
-def test_a_block_too_small_is_refused(
-    make_mlp: Callable[..., nn.Module], kwargs: dict[str, Any], message: str
-) -> None:
+def test_a_block_too_small_is_refused(make_mlp: Callable[..., nn.Module], kwargs: dict[str, Any], message: str) -> None:
     base = make_mlp()
     with pytest.raises(MeloraError, match=message):
         get_peft_model(base, MeloraConfig(**{"target_modules": TARGETS, "init_weights": "pissa", **kwargs}))
     assert type(base.first) is nn.Linear  # the first targets fit, and are untouched
 
 
-def test_a_weight_that_is_not_finite_is_refused_before_any_module_is_touched(make_mlp: Callable[..., nn.Module]) -> None:
+def test_a_weight_that_is_not_finite_is_refused_before_any_module_is_touched(
+    make_mlp: Callable[..., nn.Module],
+) -> None:
     base = make_mlp()
     with torch.no_grad():
         base.head.weight[0, 0] = torch.inf
