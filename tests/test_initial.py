@@ -280,13 +280,13 @@ def test_a_block_too_small_is_refused(make_mlp: Callable[..., nn.Module], kwargs
     assert type(base.first) is nn.Linear  # the first targets fit, and are untouched
 
 
-def test_a_weight_that_is_not_finite_is_refused_before_any_module_is_touched(
+def test_a_weight_that_is_not_finite_is_refused(
     make_mlp: Callable[..., nn.Module],
 ) -> None:
     base = make_mlp()
     with torch.no_grad():
         base.head.weight[0, 0] = torch.inf
-    with pytest.raises(MeloraError, match="^head: init_weights='olora' reads the weight, and it holds NaN or infinity"):
+    with pytest.raises(MeloraError, match=r"^head: init_weights='olora' reads the weight, and it holds NaN"):
         get_peft_model(base, config("olora"))
     assert type(base.first) is nn.Linear
 

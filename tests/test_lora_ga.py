@@ -174,6 +174,6 @@ def test_bad_arguments_are_refused(base: nn.Module) -> None:
     with pytest.raises(MeloraError, match="no default target_modules for a model of type"):
         preprocess_lora_ga(base, config(target_modules=None), batches(), loss=loss)
     with pytest.raises(
-        MeloraError, match="^0: init_weights='lora_ga' takes gradients of linear layers alone, and this is"
+        MeloraError, match=r"^0: init_weights='lora_ga' takes gradients of linear layers alone, and this is"
     ):
         preprocess_lora_ga(nn.Sequential(nn.Embedding(6, 6)), config(target_modules=["0"]), batches(), loss=loss)

@@ -22,15 +22,19 @@ class MiniFactors(nn.Module):
     A module of its own, named melora_A or melora_B, since PEFT's hotswap and FSDP's wrap policy look for that.
 
     Attributes:
-        start: what the factor is measured from (initial.py), of the same shape and never trained; None for 0. A
+        start: what the factor is measured from (initial.py), of the same shape and never trained; not there for 0. A
             parameter and no buffer, so that it is cast, moved and sharded as `weight` is.
     """
 
     def __init__(self, *shape: int, has_start: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(*shape))
-        start = nn.Parameter(torch.empty(*shape), requires_grad=False) if has_start else None
-        self.register_parameter("start", start)
+        if has_start:
+            self.start = nn.Parameter(torch.empty(*shape), requires_grad=False)
+
+    @property
+    def has_start(self) -> bool:
+        return "start" in self._parameters
 
     def extra_repr(self) -> str:
         n, rows, *columns = self.weight.shape
@@ -158,12 +162,12 @@ class MeloraLayer(BaseTunerLayer):
     def _freeze_starts(self) -> None:
         for name in self.adapter_layer_names:
             for factor in getattr(self, name).values():
-                if factor.start is not None:
+                if factor.has_start:
                     factor.start.requires_grad_(False)
 
     def update_rank(self, adapter: str) -> int:
         """The highest rank that a block of the update can have: r, or 2r where A and B have a start."""
-        return self.r[adapter] * (1 if self.mini_factors(adapter)[0].start is None else 2)
+        return self.r[adapter] * (2 if self.mini_factors(adapter)[0].has_start else 1)
 
     @torch.no_grad()
     def set_start(self, adapter_name: str, init_weights: str | None) -> None:
@@ -187,7 +191,7 @@ class MeloraLayer(BaseTunerLayer):
                     for parameter, start in zip((A, B), starts, strict=True):
                         parameter.copy_(start.reshape(parameter.shape))
         for factor in factors:
-            cast(nn.Parameter, factor.start).copy_(factor.weight)
+            factor.start.copy_(factor.weight)
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool | str) -> None:

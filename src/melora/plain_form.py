@@ -36,7 +36,9 @@ def plain_form(
     own = next((c for c in model.peft_config.values() if _without_init(c) == _without_init(config)), config)
     written = copy.copy(own)
     written.inference_mode = True  # as PEFT saves every adapter's
-    written.save_pretrained(initial)
+    base = type(model.get_base_model())
+    mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}  # as PEFT writes it
+    written.save_pretrained(initial, auto_mapping_dict=None if own.task_type else mapping)
     if not has_start(own.init_weights):
         raise MeloraError(
             f"init_weights={own.init_weights!r} has no start to be joined into A and B, nothing is to convert: save "

@@ -15,6 +15,7 @@ from .data import Split, read_splits
 from .ranks import is_main
 from .recipe import Recipe
 from .source import ModelSource, find_model
+from .start import measure_start
 from .tasks import Encoded, Task, task_class
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
     if base.new_modules:
         logger.info("new modules, trained and saved with the adapter: %s", ", ".join(base.new_modules))
     config = adapter_config(recipe.adapter, cls.peft_type, base.new_modules)
+    measure_start(recipe, task, tokenizer, base.model, config, train.examples)
     model = attach(base.model, config, on_meta=on_meta)
     return Prepared(
         recipe=recipe,
