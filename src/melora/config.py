@@ -14,6 +14,9 @@ from .untrusted import check_auto_mapping
 # No weight has this many rows or columns. A larger r or n is a slip (or an attack), caught before any module is seen.
 LARGEST_SIZE = 2**24
 
+# n is to be chosen for each module, by its gradient (allocation.py).
+AUTO: Literal["auto"] = "auto"
+
 _BIAS = ("none", "all", "melora_only", "lora_only")
 
 
@@ -43,7 +46,8 @@ class MeloraConfig(PeftConfig):
 
     Args:
         r: rank of ONE mini.
-        n: number of minis; must divide both sizes of every target.
+        n: number of minis; must divide both sizes of every target. "auto" is a wish: melora.allocate turns it into
+            numbers, each module's own, and without that no model takes the config.
         target_modules: names, a regular expression, or "all-linear", as for LoRA; by default LoRA's choice for the
             model's architecture.
         exclude_modules: names or a regular expression of modules to leave alone.
@@ -71,7 +75,9 @@ class MeloraConfig(PeftConfig):
     """
 
     r: int = field(default=1, metadata={"help": "rank of one mini"})
-    n: int = field(default=8, metadata={"help": "number of minis; must divide both sizes of every target"})
+    n: int | Literal["auto"] = field(
+        default=8, metadata={"help": "number of minis; must divide both sizes of every target; or 'auto'"}
+    )
     target_modules: set[str] | list[str] | str | None = field(
         default=None, metadata={"help": "module names, a regular expression, or 'all-linear'"}
     )
@@ -114,7 +120,8 @@ class MeloraConfig(PeftConfig):
                 "an adapter, and a new config takes whole numbers r and n"
             )
         positive_int("r", self.r)
-        positive_int("n", self.n)
+        if self.n != AUTO:
+            positive_int("n", self.n)
         positive_number("lora_alpha", self.lora_alpha)
         for name, pattern in (("rank_pattern", self.rank_pattern), ("n_pattern", self.n_pattern)):
             for key, value in (pattern or {}).items():
@@ -175,9 +182,26 @@ class MeloraConfig(PeftConfig):
         return cls(**{**taken, "n": n, "r": max(1, lora_config.r // n) if r is None else r, **changes})
 
     @property
-    def equivalent_rank(self) -> int:
-        """Rank of the update, n * r (where r and n are not overridden and n * r fits the weight)."""
-        return self.n * self.r
+    def equivalent_rank(self) -> int | None:
+        """Rank of the update, n * r (where they are not overridden and n * r fits the weight); None if n is "auto"."""
+        return None if self.n == AUTO else self.n * self.r
+
+    def check_n_is_chosen(self) -> None:
+        """Raise MeloraError while n is "auto", which no adapter can be made or saved with."""
+        if self.n == AUTO:
+            raise MeloraError(
+                "n='auto' is no number yet: config, _ = melora.allocate(model, config, batches) chooses n for each "
+                "module by its gradient (`melora train` does so by itself); or give a number, e.g. n=8"
+            )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """PEFT's.
+
+        Raises:
+            MeloraError: n is "auto"; a saved config has numbers.
+        """
+        self.check_n_is_chosen()
+        super().save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, sets as sorted lists, so that a saved file does not depend on the hash seed."""

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import warnings
+from typing import cast
 
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
@@ -23,13 +24,18 @@ from .parameters import check_config, check_parameter
 
 
 def module_settings(config: MeloraConfig, module: str) -> tuple[int, int, float]:
-    """(r, n, lora_alpha) of a module: the config's, or what its patterns say for that name."""
+    """(r, n, lora_alpha) of a module: the config's, or what its patterns say for that name.
+
+    Raises:
+        MeloraError: n is "auto" still.
+    """
+    config.check_n_is_chosen()
     r_key = get_pattern_key(list(config.rank_pattern), module)
     n_key = get_pattern_key(list(config.n_pattern), module)
     alpha_key = get_pattern_key(list(config.alpha_pattern), module)
     return (
         config.rank_pattern.get(r_key, config.r),
-        config.n_pattern.get(n_key, config.n),
+        config.n_pattern.get(n_key, cast(int, config.n)),
         config.alpha_pattern.get(alpha_key, config.lora_alpha),
     )
 
@@ -52,10 +58,7 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
     config = copy.copy(config)
     if config.target_modules == DUMMY_TARGET_MODULES:
         return
-    _maybe_include_all_linear_layers(config, model)
-    modules = _outer_modules(model)
-    _check_names(config, modules)
-    targeted = {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
+    modules, targeted = _matched(model, config)
     parameters = _targeted_parameters(config, modules)
     _check_n_pattern(config, [*targeted, *parameters])
     quantization = get_quantization_kwargs(model)
@@ -65,6 +68,23 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
         r, n, _ = module_settings(config, name)
         layer_class(name, base, resolve_quantization_backend(base, **quantization)).check_base(name, base, n, r)
     _check_parameters(config, model, targeted, parameters)
+
+
+def targeted_modules(model: nn.Module, config: MeloraConfig) -> dict[str, nn.Module]:
+    """The modules that `config.target_modules` means in `model`, by name.
+
+    Raises:
+        NoTargetError: no module matches; the message offers the closest names.
+    """
+    return _matched(model, copy.copy(config))[1]
+
+
+def _matched(model: nn.Module, config: MeloraConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """All modules by name, and the targets among them. Changes "all-linear" in `config` into names."""
+    _maybe_include_all_linear_layers(config, model)
+    modules = _outer_modules(model)
+    _check_names(config, modules)
+    return modules, {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
 
 
 # Models whose fused kernels read out_proj's and conv1d's weights and call neither: PEFT's list for LoRA.
