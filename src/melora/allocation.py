@@ -5,7 +5,7 @@ The rules are in allocation_rule.py, the gradients come from gradients.py.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -56,10 +56,12 @@ class Allocation:
     Attributes:
         modules: those whose n or r was chosen, in the model's order.
         budget: most parameters that they might have together; None where r was given.
+        batches: how many batches the gradients are the mean of.
     """
 
     modules: tuple[ModuleAllocation, ...]
     budget: int | None
+    batches: int
 
     @property
     def parameters(self) -> int:
@@ -80,13 +82,13 @@ class Allocation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` takes them back."""
         modules = [{**asdict(module), "parameters": module.parameters} for module in self.modules]
-        return {"budget": self.budget, "parameters": self.parameters, "modules": modules}
+        return {"batches": self.batches, "budget": self.budget, "parameters": self.parameters, "modules": modules}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Allocation":
         """What `to_dict` gave; KeyError or TypeError if it did not."""
         rows = [{key: value for key, value in row.items() if key != "parameters"} for row in values["modules"]]
-        return cls(tuple(ModuleAllocation(**row) for row in rows), values["budget"])
+        return cls(tuple(ModuleAllocation(**row) for row in rows), values["budget"], values["batches"])
 
 
 def allocate(
@@ -125,7 +127,15 @@ def allocate(
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     config = _with_targets(base, config)
     modules, ranks = modules_to_choose_for(base, config, budget)
-    gradients = weight_gradients(base, modules, batches, loss=loss, device=device, seed=seed)
+    count = 0
+
+    def counted() -> Iterator[Any]:
+        nonlocal count
+        for batch in batches:
+            count += 1
+            yield batch
+
+    gradients = weight_gradients(base, modules, counted(), loss=loss, device=device, seed=seed)
     measured = {name: _effective_rank(G) for name, G in gradients.items()}
     sizes = {name: _sizes(module) for name, module in modules.items()}
     if budget is not None:
@@ -136,7 +146,7 @@ def allocate(
         fixed = _pinned(config, name)
         n = choose_n(erank, ranks[name], d_in, d_out) if fixed is None else fixed
         found.append(ModuleAllocation(name, d_in, d_out, erank, n, ranks[name]))
-    allocation = Allocation(tuple(found), budget)
+    allocation = Allocation(tuple(found), budget, count)
     return allocation.apply(config), allocation
 
 
