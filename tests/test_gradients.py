@@ -146,6 +146,20 @@ def test_the_fused_path_of_torchs_own_encoder_is_kept_shut() -> None:
     torch.testing.assert_close(got, by_autograd(model, ["linear1", "linear2"], [X[None]], square))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside torch.compile
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_model_is_run_as_it_was_written(in_place: bool, make_mlp: Callable[..., nn.Module]) -> None:
+    model = make_mlp().double().requires_grad_(False)
+    expected = by_autograd(model, ["first", "middle"], [X], square)
+    compiled: Any = torch.compile(model, backend="eager")
+    if in_place:
+        model.compile(backend="eager")
+        compiled = model
+    compiled(X)
+    got = weight_gradients(compiled, {"first": model.first, "middle": model.middle}, [X], loss=square)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
 def test_bfloat16_is_summed_in_fp32(tiny_bert: Any) -> None:
     names = linear_layers(tiny_bert)
     exact = by_autograd(tiny_bert.double(), names, TEXT)

@@ -171,7 +171,7 @@ def test_bad_arguments_are_refused(base: nn.Module) -> None:
         preprocess_lora_ga(base, config(init_weights="pissa"), batches(), loss=loss)
     with pytest.raises(MeloraError, match="give either batches or gradients"):
         preprocess_lora_ga(base, config())
-    with pytest.raises(MeloraError, match="no default target_modules for a model of type"):
+    with pytest.raises(MeloraError, match="PEFT has no default for model_type"):
         preprocess_lora_ga(base, config(target_modules=None), batches(), loss=loss)
     with pytest.raises(
         MeloraError, match=r"^0: init_weights='lora_ga' takes gradients of linear layers alone, and this is"

@@ -1,5 +1,6 @@
 """MELoRA for Hugging Face PEFT. Importing this package registers the method MELORA with PEFT."""
 
+from .allocation import Allocation, allocate
 from .analysis import inspect_adapter
 from .config import MeloraConfig
 from .conversion import export_lora
@@ -13,10 +14,12 @@ from .registration import register
 __version__ = "0.1.0"
 
 __all__ = [
+    "Allocation",
     "MeloraConfig",
     "MeloraError",
     "MeloraLayer",
     "MeloraModel",
+    "allocate",
     "export_lora",
     "inspect_adapter",
     "load_adapter",

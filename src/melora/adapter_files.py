@@ -97,6 +97,8 @@ def _read_config(folder: Path) -> Any:
     try:
         # auto_mapping is for loading a base model, which load_adapter checks; reading an adapter needs no base.
         config = config_cls(**{key: value for key, value in values.items() if key in known - {"auto_mapping"}})
+        if isinstance(config, MeloraConfig):
+            config.check_n_is_chosen()
     except (TypeError, ValueError, AttributeError) as error:
         raise MeloraError(f"{file}: {' '.join(str(error).split())}") from None
     config.auto_mapping = values.get("auto_mapping")

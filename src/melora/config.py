@@ -1,5 +1,6 @@
 """MeloraConfig: LoraConfig's names, so that switching from LoRA is one line."""
 
+import copy
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from .untrusted import check_auto_mapping
 
 # No weight has this many rows or columns. A larger r or n is a slip (or an attack), caught before any module is seen.
 LARGEST_SIZE = 2**24
+
+# n is to be chosen for each module, by its gradient (allocation.py).
+AUTO: Literal["auto"] = "auto"
 
 _BIAS = ("none", "all", "melora_only", "lora_only")
 
@@ -44,7 +48,8 @@ class MeloraConfig(PeftConfig):
 
     Args:
         r: rank of ONE mini.
-        n: number of minis; must divide both sizes of every target.
+        n: number of minis; must divide both sizes of every target. "auto" is a wish: melora.allocate turns it into
+            numbers, each module's own, and without that no model takes the config.
         target_modules: names, a regular expression, or "all-linear", as for LoRA; by default LoRA's choice for the
             model's architecture.
         exclude_modules: names or a regular expression of modules to leave alone.
@@ -76,7 +81,9 @@ class MeloraConfig(PeftConfig):
     """
 
     r: int = field(default=1, metadata={"help": "rank of one mini"})
-    n: int = field(default=8, metadata={"help": "number of minis; must divide both sizes of every target"})
+    n: int | Literal["auto"] = field(
+        default=8, metadata={"help": "number of minis; must divide both sizes of every target; or 'auto'"}
+    )
     target_modules: set[str] | list[str] | str | None = field(
         default=None, metadata={"help": "module names, a regular expression, or 'all-linear'"}
     )
@@ -123,7 +130,8 @@ class MeloraConfig(PeftConfig):
                 "an adapter, and a new config takes whole numbers r and n"
             )
         positive_int("r", self.r)
-        positive_int("n", self.n)
+        if self.n != AUTO:
+            positive_int("n", self.n)
         positive_number("lora_alpha", self.lora_alpha)
         for name, pattern in (("rank_pattern", self.rank_pattern), ("n_pattern", self.n_pattern)):
             for key, value in (pattern or {}).items():
@@ -138,7 +146,7 @@ class MeloraConfig(PeftConfig):
             raise MeloraError(f"bias must be one of {', '.join(_BIAS)}, got {self.bias!r}")
         if not is_init(self.init_weights):
             raise MeloraError(f"init_weights must be {INIT_WEIGHTS}, got {self.init_weights!r}")
-        self._is_finished = bool(self.inference_mode)
+        self._awaits_tensors = bool(self.inference_mode)
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list | tuple):
@@ -185,17 +193,41 @@ class MeloraConfig(PeftConfig):
         return cls(**{**taken, "n": n, "r": max(1, lora_config.r // n) if r is None else r, **changes})
 
     @property
-    def is_finished(self) -> bool:
-        """Whether this was made as the config of a finished adapter, whose tensors are about to be loaded.
+    def awaits_tensors(self) -> bool:
+        """Whether A and B come from elsewhere, so that nothing is to be read off weights or gradients for them.
 
-        PEFT saves every adapter's config with inference_mode=True, and sets it anew (is_trainable) after reading it.
+        So it is with the config of a saved adapter: PEFT writes all with inference_mode=True, and sets that anew
+        (is_trainable) after reading them.
         """
-        return self._is_finished
+        return self._awaits_tensors
+
+    def awaiting_tensors(self) -> "MeloraConfig":
+        """A copy for an adapter whose tensors come from elsewhere, such as another process."""
+        config = copy.copy(self)
+        config._awaits_tensors = True
+        return config
 
     @property
-    def equivalent_rank(self) -> int:
-        """Rank of the update, n * r (where r and n are not overridden and n * r fits the weight)."""
-        return self.n * self.r
+    def equivalent_rank(self) -> int | None:
+        """Rank of the update, n * r (where they are not overridden and n * r fits the weight); None if n is "auto"."""
+        return None if self.n == AUTO else self.n * self.r
+
+    def check_n_is_chosen(self) -> None:
+        """Raise MeloraError while n is "auto", which no adapter can be made or saved with."""
+        if self.n == AUTO:
+            raise MeloraError(
+                "n='auto' is no number yet: config, _ = melora.allocate(model, config, batches) chooses n for each "
+                "module by its gradient (`melora train` does so by itself); or give a number, e.g. n=8"
+            )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """PEFT's.
+
+        Raises:
+            MeloraError: n is "auto"; a saved config has numbers.
+        """
+        self.check_n_is_chosen()
+        super().save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, sets as sorted lists, so that a saved file does not depend on the hash seed."""

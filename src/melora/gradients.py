@@ -142,18 +142,28 @@ def _chosen(model: nn.Module, modules: Mapping[str, nn.Module] | Iterable[str]) 
         chosen = {name: known[name] for name in names}
     if not chosen:
         raise MeloraError("weight_gradients: no module is named; give at least one linear layer")
-    quantization = get_quantization_kwargs(model)
+    check_linear(model, chosen)
     for name, module in chosen.items():
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise MeloraError(f"{name}: has no weights (they are on the meta device); load the model with its weights")
+    return chosen
+
+
+def check_linear(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Check that gradients of these modules' weights can be taken: that they are linear layers, or adapted ones.
+
+    Raises:
+        MeloraError: one is not; the message names it.
+    """
+    quantization = get_quantization_kwargs(model)
+    for name, module in modules.items():
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         kind = layer_class(name, base, resolve_quantization_backend(base, **quantization))
         if kind is not Linear or (isinstance(module, MeloraLayer) and not isinstance(module, Linear)):
             raise MeloraError(
                 f"{name} is a {type(base).__name__}, and gradients are taken of linear layers alone; leave it out by "
-                "exclude_modules, or set its n and r by hand"
+                "exclude_modules, or give it numbers, n in n_pattern, without a budget"
             )
-        if any(parameter.is_meta for parameter in module.parameters()):
-            raise MeloraError(f"{name}: has no weights (they are on the meta device); load the model with its weights")
-    return chosen
 
 
 def _start_graph(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -121,7 +121,7 @@ class MeloraLayer(BaseTunerLayer):
             getattr(self, name)[adapter_name] = MiniFactors(*shape, has_start=has_start(config.init_weights))
         if has_start(config.init_weights):
             self.reset_parameters(adapter_name, True)
-            self.set_start(adapter_name, None if config.is_finished else str(config.init_weights))
+            self.set_start(adapter_name, None if config.awaits_tensors else str(config.init_weights))
         else:
             self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)

@@ -1,12 +1,11 @@
 """The gradients that init_weights="lora_ga" starts from: measured before the adapter is made, or given."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .config import MeloraConfig
@@ -14,9 +13,8 @@ from .errors import MeloraError
 from .gradients import weight_gradients
 from .initial import keep_gradient
 from .layer import MeloraLayer
-from .model import MeloraModel
 from .shapes import diagonal_blocks
-from .targets import check_targets, module_settings, targeted_modules
+from .targets import check_targets, module_settings, targeted_modules, with_default_targets
 
 
 def preprocess_lora_ga(
@@ -63,8 +61,8 @@ def preprocess_lora_ga(
         )
     if (batches is None) == (gradients is None):
         raise MeloraError("preprocess_lora_ga: give either batches or gradients")
-    config = _with_targets(model, config)
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = with_default_targets(inner, config)
     check_targets(inner, config, sources=False)
     modules = targeted_modules(inner, config)
     if gradients is None:
@@ -76,17 +74,6 @@ def preprocess_lora_ga(
     for name, base in bases.items():
         keep_gradient(base, gradients[name])
     return {name: gradients[name] for name in modules}
-
-
-def _with_targets(model: nn.Module, config: MeloraConfig) -> MeloraConfig:
-    """The config as it will be when the adapter is made, with LoRA's default targets of the architecture."""
-    if config.target_modules is not None or config.target_parameters:
-        return config
-    kind = BaseTuner.get_model_config(model).get("model_type")
-    targets = MeloraModel.target_module_mapping.get(kind)
-    if targets is None:
-        raise MeloraError(f"there are no default target_modules for a model of type {kind!r}: name them in the config")
-    return replace(config, target_modules=set(targets))
 
 
 def _check(name: str, base: nn.Module, gradient: torch.Tensor | None, config: MeloraConfig) -> None:

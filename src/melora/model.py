@@ -51,6 +51,7 @@ class MeloraModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
+        self.peft_config[adapter_name].check_n_is_chosen()
         chosen_backend()  # raises where MELORA_BACKEND names none that can be used
         if state_dict is None:  # else the tensors' names, not the config, say which modules are meant
             config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))

@@ -19,6 +19,8 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_random_numbers(model, seed))
         stack.enter_context(torch.enable_grad())
+        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code would pass hooks over
         for module in model.modules():
             stack.callback(_put_back, module, module.training, dict(module._buffers), _copies(module))
         for parameter in model.parameters():

@@ -1,63 +1,41 @@
-"""The gradients that `adapter.init_weights: lora_ga` starts from: taken of rows of the training data, before step 1."""
+"""What the adapter of a run starts from, where that is the gradient of the training data or lies with another rank."""
 
 import logging
-import random
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
 from peft import PeftConfig
 
 from ..config import MeloraConfig
 from ..lora_ga import preprocess_lora_ga
-from .ranks import world_size
-from .recipe import Recipe
-from .tasks import Task
+from .fsdp import lacks_weights
+from .gradient_pass import gradient_pass
+
+if TYPE_CHECKING:
+    from .prepare import Loaded
 
 logger = logging.getLogger(__name__)
 
-# 64 rows, as many as LoRA-GA's authors sample; few at a time, since there is no adapter yet that saves memory.
-BATCHES, ROWS = 8, 8
 
+def prepare_start(loaded: "Loaded", config: PeftConfig) -> PeftConfig:
+    """Do what has to come before an adapter is made, and return the config to make it by.
 
-def measure_start(
-    recipe: Recipe, task: Task, tokenizer: Any, model: Any, config: PeftConfig, examples: list[dict[str, Any]]
-) -> None:
-    """Do what has to come before the adapter is made: nothing, unless it starts from gradients.
-
-    The rows are drawn by the recipe's seed, so a resumed run and every rank start alike. Takes a forward and backward
-    pass for each of up to 8 batches of 8 rows, on the GPU where one process has one.
+    With init_weights="lora_ga" gradients are taken of adapter_search.batches training batches, drawn by the recipe's
+    seed: a resumed run and every rank start alike. A rank that has no weights yet takes none and reads none off; its
+    share of A and B comes with sharding.
 
     Args:
-        recipe: says the seed and the device.
-        task: makes batches.
-        tokenizer: the base model's.
-        model: the base model; one without weights (a dry run, a rank that gets its own later) is passed over.
+        loaded: the run, with weights.
         config: the adapter's.
-        examples: the encoded training rows.
 
     Raises:
         MeloraError: see `melora.preprocess_lora_ga`.
     """
-    wanted = isinstance(config, MeloraConfig) and config.init_weights == "lora_ga"
-    if not wanted or any(parameter.is_meta for parameter in model.parameters()):
-        return
-    rows = random.Random(recipe.seed).sample(range(len(examples)), min(BATCHES * ROWS, len(examples)))
-    collate = task.collator(tokenizer)
-    batches = [collate([examples[row] for row in rows[i : i + ROWS]]) for i in range(0, len(rows), ROWS)]
-    moved = _may_move(recipe, model)
-    try:
-        if moved:
-            model.to("cuda")
-        preprocess_lora_ga(model, config, batches, device="cpu", seed=recipe.seed)
-    finally:
-        if moved:
-            model.to("cpu")
-    logger.info("the adapter starts from gradients of %d training rows", len(rows))
-
-
-def _may_move(recipe: Recipe, model: Any) -> bool:
-    """Whether a GPU is there for this process alone, and the model lies on the CPU and can be moved."""
-    if not torch.cuda.is_available() or recipe.training.get("use_cpu") or world_size() > 1:
-        return False
-    quantized = getattr(model.config, "quantization_config", None) is not None
-    return not quantized and all(parameter.device.type == "cpu" for parameter in model.parameters())
+    if not isinstance(config, MeloraConfig):
+        return config
+    if lacks_weights():
+        return config.awaiting_tensors()
+    if config.init_weights == "lora_ga":
+        with gradient_pass(loaded) as batches:
+            logger.info("the adapter starts from the gradient of %d batches", len(batches))
+            preprocess_lora_ga(loaded.base.model, config, batches, device="cpu", seed=loaded.recipe.seed)
+    return config
