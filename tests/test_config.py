@@ -69,7 +69,9 @@ def test_bad_alpha(value: Any) -> None:
         ({"lora_dropout": -0.1}, "lora_dropout must be"),
         ({"lora_dropout": math.nan}, "lora_dropout must be"),
         ({"bias": "some"}, "bias must be one of none, all, melora_only"),
-        ({"init_weights": "orthogonal"}, "init_weights must be True, False or 'gaussian', got 'orthogonal'"),
+        ({"init_weights": "orthogonal"}, "init_weights must be True, False, 'gaussian', 'pissa', .* got 'orthogonal'"),
+        ({"init_weights": "pissa_niter_"}, "'pissa_niter_N' .* got 'pissa_niter_'"),
+        ({"init_weights": 1}, "init_weights must be .* got 1"),
         ({"layers_pattern": "layers"}, "`layers_to_transform` must also be specified"),
         (
             {"target_modules": ".*q", "layers_pattern": "h"},
@@ -153,8 +155,8 @@ def test_from_lora_with_own_values() -> None:
     [
         ({"use_dora": True}, "MELoRA has no use_dora=True: take it out of the LoraConfig, or stay with LoRA"),
         ({"layer_replication": [(0, 2), (1, 3)]}, "MELoRA has no layer_replication="),
-        ({"init_lora_weights": "pissa"}, "MELoRA has no init_lora_weights='pissa'"),
-        ({"init_lora_weights": "olora", "use_dora": True}, "no use_dora=True, no init_lora_weights='olora'"),
+        ({"init_lora_weights": "orthogonal"}, "MELoRA has no init_lora_weights='orthogonal'"),
+        ({"init_lora_weights": "orthogonal", "use_dora": True}, "no use_dora=True, no init_lora_weights='orthogonal'"),
         ({"lora_bias": True}, "MELoRA has no lora_bias=True"),
     ],
 )

@@ -181,7 +181,7 @@ def test_bad_arguments(
     ("config", "message"),
     [
         ({"use_dora": True}, "unexpected tensor .*lora_magnitude_vector|MELoRA has no use_dora=True"),
-        ({"init_lora_weights": "pissa"}, "MELoRA has no init_lora_weights='pissa'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' means that this LoRA is for a base weight with"),
     ],
 )
 def test_loras_with_features_that_melora_has_not(

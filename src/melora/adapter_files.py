@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from .config import MeloraConfig
 from .errors import MeloraError
 from .file_modules import PREFIX, ModuleFactors, read_modules
+from .initial import joined
 from .permutation import check_orders
 from .untrusted import own_file, read_header, read_json
 
@@ -42,8 +43,16 @@ class AdapterFiles:
             return {name: file.get_tensor(name) for name in self.shapes}
 
     def factors(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) of a module, as file_modules.py lists them; a LoRA's as those of one mini."""
-        A, B = tensors[module.A_key], tensors[module.B_key]
+        """(A, B) of a module, as file_modules.py lists them; a LoRA's as those of one mini.
+
+        Where they are measured from a start (initial.py), those of rank 2r, in at least fp32, whose product is the
+        update.
+        """
+        found = [tensors[key] for key in module.keys if key not in (module.C_key, module.P_key)]
+        if module.has_start:
+            A, B, A0, B0 = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in found)
+            return joined(A, B, A0, B0)
+        A, B = found
         return (A, B) if A.dim() > 2 else (A[None], B[None])
 
     def core(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:
@@ -105,6 +114,8 @@ def _read_config(folder: Path) -> Any:
     try:
         # auto_mapping is for loading a base model, which load_adapter checks; reading an adapter needs no base.
         config = config_cls(**{key: value for key, value in values.items() if key in known - {"auto_mapping"}})
+        if isinstance(config, MeloraConfig):
+            config.check_n_is_chosen()
     except (TypeError, ValueError, AttributeError) as error:
         raise MeloraError(f"{file}: {' '.join(str(error).split())}") from None
     config.auto_mapping = values.get("auto_mapping")

@@ -18,12 +18,13 @@ class LayerReport:
         name: the module.
         d_in, d_out: sizes of its weight.
         n, r: number of minis and rank of one.
-        equivalent_rank: n * r, the highest rank that the update can have. A stack of expert matrices counts as one
-            block-diagonal matrix of all of them, here and in what follows.
+        equivalent_rank: n * r, the highest rank that the update can have, or 2 n r where A and B are measured from a
+            start (init_weights="pissa" and the like). A stack of expert matrices counts as one block-diagonal matrix
+            of all of them, here and in what follows.
         rank: numerical rank of dW.
         effective_rank: exp of the entropy of dW's normalised singular values (Roy and Vetterli, 2007); 0 if dW = 0.
         norm: Frobenius norm of dW, scaling included.
-        parameters: numbers in A and B.
+        parameters: numbers in A and B, starts aside.
         lora_parameters: what a LoRA of the same equivalent rank needs.
     """
 
@@ -116,7 +117,7 @@ def _matrices(
     if module.kind == "parameter" and A.dim() == 4:
         return A.flatten(0, 1), B.flatten(0, 1)
     if module.kind == "convolution":
-        spanned = module.r // B.shape[2]  # groups of the base that a mini spans, each with its own share of the ranks
+        spanned = A.shape[1] // B.shape[2]  # groups of the base that a mini spans, each with its own share of the ranks
         return A.flatten(2), torch.stack([torch.block_diag(*mini) for mini in B.unflatten(1, (spanned, -1))])
     return A, B
 

@@ -1,5 +1,6 @@
 """MeloraConfig: LoraConfig's names, so that switching from LoRA is one line."""
 
+import copy
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from peft import LoraConfig, PeftConfig
 
 from .errors import MeloraError
+from .initial import INIT_WEIGHTS, has_start, is_init
 from .lora_fields import shared_fields
 from .registration import MeloraPeftType
 from .untrusted import check_auto_mapping
@@ -17,6 +19,9 @@ LARGEST_SIZE = 2**24
 MIXING = ("none", "learned", "shuffle")
 
 PERMUTE = ("none", "strided", "correlation")
+
+# n is to be chosen for each module, by its gradient (allocation.py).
+AUTO: Literal["auto"] = "auto"
 
 _BIAS = ("none", "all", "melora_only", "lora_only")
 
@@ -47,7 +52,8 @@ class MeloraConfig(PeftConfig):
 
     Args:
         r: rank of ONE mini.
-        n: number of minis; must divide both sizes of every target.
+        n: number of minis; must divide both sizes of every target. "auto" is a wish: melora.allocate turns it into
+            numbers, each module's own, and without that no model takes the config.
         target_modules: names, a regular expression, or "all-linear", as for LoRA; by default LoRA's choice for the
             model's architecture.
         exclude_modules: names or a regular expression of modules to leave alone.
@@ -60,7 +66,11 @@ class MeloraConfig(PeftConfig):
         modules_to_save: modules to train and save whole, such as a new classifier.
         init_weights: True for Kaiming-uniform A over its own fan-in d_in / n (the reference's) and B = 0; "gaussian"
             for A ~ N(0, 1 / r^2), the paper's kind with PEFT's width, and B = 0; False for a random B, which PEFT's
-            tests use.
+            tests use. Three read A and B off each diagonal block, with the model's output unchanged (initial.py has
+            the formulas): "pissa" by the singular values of the weight ("pissa_niter_N": approximate, in N
+            iterations), "olora" by its QR decomposition, "lora_ga" by the singular vectors of its gradient, for which
+            `melora.preprocess_lora_ga(model, config, batches)` comes first. Unlike PEFT's, they leave the base weight
+            as it is, so a saved adapter needs no conversion.
         layers_to_transform: indexes of the layers to adapt, when target_modules is a list.
         layers_pattern: name of the model's list of layers, when layers_to_transform is given.
         rank_pattern: {name or regular expression: r} for modules that differ.
@@ -83,7 +93,9 @@ class MeloraConfig(PeftConfig):
     """
 
     r: int = field(default=1, metadata={"help": "rank of one mini"})
-    n: int = field(default=8, metadata={"help": "number of minis; must divide both sizes of every target"})
+    n: int | Literal["auto"] = field(
+        default=8, metadata={"help": "number of minis; must divide both sizes of every target; or 'auto'"}
+    )
     target_modules: set[str] | list[str] | str | None = field(
         default=None, metadata={"help": "module names, a regular expression, or 'all-linear'"}
     )
@@ -98,8 +110,12 @@ class MeloraConfig(PeftConfig):
     )
     use_rslora: bool = field(default=False, metadata={"help": "scale by lora_alpha / sqrt(r)"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules to train and save whole"})
-    init_weights: bool | Literal["gaussian"] = field(
-        default=True, metadata={"help": "True (Kaiming A, zero B), 'gaussian' (Gaussian A, zero B) or False (random B)"}
+    init_weights: bool | str = field(
+        default=True,
+        metadata={
+            "help": "True (Kaiming A, zero B), 'gaussian' (Gaussian A, zero B), False (random B), or from the weight's "
+            "blocks ('pissa', 'pissa_niter_N', 'olora') or their gradient ('lora_ga')"
+        },
     )
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "layer indexes to adapt"})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of layers"})
@@ -133,7 +149,8 @@ class MeloraConfig(PeftConfig):
                 "an adapter, and a new config takes whole numbers r and n"
             )
         positive_int("r", self.r)
-        positive_int("n", self.n)
+        if self.n != AUTO:
+            positive_int("n", self.n)
         positive_number("lora_alpha", self.lora_alpha)
         for name, pattern in (("rank_pattern", self.rank_pattern), ("n_pattern", self.n_pattern)):
             for key, value in (pattern or {}).items():
@@ -149,8 +166,14 @@ class MeloraConfig(PeftConfig):
         for name, known in (("mixing", MIXING), ("permute", PERMUTE)):
             if getattr(self, name) not in known:
                 raise MeloraError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        if self.init_weights not in (True, False, "gaussian"):
-            raise MeloraError(f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}")
+        if not is_init(self.init_weights):
+            raise MeloraError(f"init_weights must be {INIT_WEIGHTS}, got {self.init_weights!r}")
+        self._awaits_tensors = bool(self.inference_mode)
+        if has_start(self.init_weights) and (self.mixing, self.permute) != ("none", "none"):
+            raise MeloraError(
+                f"init_weights={self.init_weights!r} starts from diagonal blocks, which mixing={self.mixing!r} and "
+                f"permute={self.permute!r} leave: choose init_weights=True, or 'none' for both"
+            )
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list | tuple):
@@ -197,9 +220,41 @@ class MeloraConfig(PeftConfig):
         return cls(**{**taken, "n": n, "r": max(1, lora_config.r // n) if r is None else r, **changes})
 
     @property
-    def equivalent_rank(self) -> int:
-        """Rank of the update, n * r (where r and n are not overridden and n * r fits the weight)."""
-        return self.n * self.r
+    def awaits_tensors(self) -> bool:
+        """Whether A and B come from elsewhere, so that nothing is to be read off weights or gradients for them.
+
+        So it is with the config of a saved adapter: PEFT writes all with inference_mode=True, and sets that anew
+        (is_trainable) after reading them.
+        """
+        return self._awaits_tensors
+
+    def awaiting_tensors(self) -> "MeloraConfig":
+        """A copy for an adapter whose tensors come from elsewhere, such as another process."""
+        config = copy.copy(self)
+        config._awaits_tensors = True
+        return config
+
+    @property
+    def equivalent_rank(self) -> int | None:
+        """Rank of the update, n * r (where they are not overridden and n * r fits the weight); None if n is "auto"."""
+        return None if self.n == AUTO else self.n * self.r
+
+    def check_n_is_chosen(self) -> None:
+        """Raise MeloraError while n is "auto", which no adapter can be made or saved with."""
+        if self.n == AUTO:
+            raise MeloraError(
+                "n='auto' is no number yet: config, _ = melora.allocate(model, config, batches) chooses n for each "
+                "module by its gradient (`melora train` does so by itself); or give a number, e.g. n=8"
+            )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """PEFT's.
+
+        Raises:
+            MeloraError: n is "auto"; a saved config has numbers.
+        """
+        self.check_n_is_chosen()
+        super().save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, sets as sorted lists, so that a saved file does not depend on the hash seed."""

@@ -1,5 +1,6 @@
 """The adapters of nn.Conv1d, nn.Conv2d and nn.Conv3d."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import cast
@@ -49,6 +50,17 @@ class _ConvNd(AdaptedLayer):
                 f"{module_name}: with groups={groups} and n={n} each mini spans {spanned} groups, so r={r} must be "
                 f"divisible by {spanned}: choose r={spanned} in rank_pattern, or n={groups} in n_pattern"
             )
+
+    @classmethod
+    def block_sizes(cls, module_name: str, base: nn.Module, n: int) -> tuple[int, int]:
+        conv = cast(nn.Conv2d, base)
+        if conv.groups > n:
+            raise MeloraError(
+                f"{module_name}: with n={n} a mini spans several groups of the convolution (groups={conv.groups}), and "
+                f"no part of its weight is the mini's own; choose n={conv.groups} in n_pattern, or init_weights=True"
+            )
+        rows, columns = super().block_sizes(module_name, base, n)
+        return rows, columns * math.prod(conv.kernel_size)
 
     @property
     def conv(self) -> nn.Conv2d:

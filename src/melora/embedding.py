@@ -36,13 +36,18 @@ class Embedding(AdaptedLayer):
             raise MeloraError(f"{module_name}: n={n} does not divide the embedding's width {width}; {ways_out(width)}")
         check_rank(module_name, vocabulary, width, n, r)
 
+    @classmethod
+    def block_sizes(cls, module_name: str, base: nn.Module, n: int) -> tuple[int, int]:
+        vocabulary, width = cls.sizes_of(base)
+        return width // n, vocabulary
+
     def factor_shapes(self, n: int, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return (n, r, self.in_features), (n, self.out_features // n, r)
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool | str) -> None:
         """A zero and B normal, as LoRA's embedding; with init_weights=False both normal."""
-        A, B = self.factors(adapter_name)
+        A, B = (factor.weight for factor in self.mini_factors(adapter_name))
         nn.init.normal_(B)
         if init_weights is False:
             nn.init.normal_(A)
@@ -78,7 +83,10 @@ class Embedding(AdaptedLayer):
         return blocks if self.mixing[adapter] == "none" else blocks.sum(1)
 
     def changed_part(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
-        return cast(torch.Tensor, weight.T.unflatten(0, (self.n[adapter], -1)))
+        return self.blocks_of(weight, self.n[adapter])
+
+    def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
+        return cast(torch.Tensor, weight.T.unflatten(0, (n, -1)))
 
     def weight_shape(self) -> tuple[int, ...]:
         return self.in_features, self.out_features

@@ -10,6 +10,9 @@ convolution            (n, r, d_in / n, *kernel)   (n, d_out / n, r / q)       q
 embedding              (n, r, V)                   (n, d / n, r)               keys melora_embedding_A and _B
 parameter (experts)    (n, E, r, d_in / n)         (n, E, d_out / n, r)        in target_parameters, as plain
                                                                                matrices are, laid out as linear
+
+Where the config's init_weights is one with a start (initial.py), NAME.melora_A.start and NAME.melora_B.start lie beside
+them, of the same shapes: dW = scaling * blockdiag(B_i A_i - B0_i A0_i), on the base weight as it was before training.
 """
 
 import math
@@ -23,6 +26,7 @@ from peft.utils.other import get_pattern_key
 
 from .config import MeloraConfig
 from .errors import MeloraError
+from .initial import START, has_start
 from .targets import module_settings
 
 PREFIX = "base_model.model."
@@ -52,6 +56,7 @@ class ModuleFactors:
         C_key, C_shape: the core's tensor, where there is one.
         permute: which channels the minis have, as MeloraConfig has it.
         P_key: the order's tensor, where there is one.
+        has_start: whether A and B are measured from a start, which lies beside them.
     """
 
     name: str
@@ -70,11 +75,14 @@ class ModuleFactors:
     C_shape: tuple[int, ...] = ()
     permute: str = "none"
     P_key: str | None = None
+    has_start: bool = False
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """The names of its tensors."""
-        return tuple(key for key in (self.A_key, self.B_key, self.C_key, self.P_key) if key is not None)
+    def keys(self) -> list[str]:
+        """All of its tensors: A, B, where there are starts those of A and of B, then the core and the order."""
+        weights = [self.A_key, self.B_key]
+        starts = [start_key(key) for key in weights] if self.has_start else []
+        return [*weights, *starts, *(key for key in (self.C_key, self.P_key) if key is not None)]
 
     @property
     def base_name(self) -> str:
@@ -83,8 +91,8 @@ class ModuleFactors:
 
     @property
     def equivalent_rank(self) -> int:
-        """n * r; of one expert's matrix, where there are several."""
-        return self.n * self.r
+        """The highest rank of the update, n * r, or 2 n r with a start; of one expert's matrix if there are several."""
+        return self.n * self.r * (2 if self.has_start else 1)
 
     @property
     def experts(self) -> int:
@@ -93,6 +101,7 @@ class ModuleFactors:
 
     @property
     def parameters(self) -> int:
+        """Trained numbers: those of A, B and C."""
         core = 0 if self.C_key is None else math.prod(self.C_shape)
         return math.prod(self.A_shape) + math.prod(self.B_shape) + core
 
@@ -101,6 +110,11 @@ class ModuleFactors:
         """What a LoRA of the same equivalent rank needs."""
         kernel = math.prod(self.A_shape[3:]) if self.kind == "convolution" else 1
         return self.equivalent_rank * self.experts * (self.d_in * kernel + self.d_out)
+
+
+def start_key(key: str) -> str:
+    """The name of the start of a factor, by that factor's."""
+    return key.removesuffix(".weight") + START
 
 
 def read_modules(file: Path, config: Any, shapes: Shapes) -> list[ModuleFactors]:
@@ -145,6 +159,7 @@ def _melora_module(
             )
     d_in = A[2] if kind == "embedding" else n * A[-1] if kind == "parameter" else n * A[2]
     d_out = n * B[-2]
+    _check_starts(file, config, keys, (A, B), shapes)
     scaling = alpha / (r**0.5 if config.use_rslora else r)
     C_key = f"{stem}.melora_C.weight" if config.mixing == "learned" else None
     experts = A[1:2] if kind == "parameter" and len(A) == 4 else ()
@@ -160,6 +175,7 @@ def _melora_module(
         C_shape=C_shape,
         permute=config.permute,
         P_key=P_key,
+        has_start=has_start(config.init_weights),
     )
 
 
@@ -174,6 +190,23 @@ def _shape_of(file: Path, key: str | None, wanted: tuple[int, ...], shapes: Shap
             f"{list(wanted)}; the two files are not of one adapter"
         )
     return wanted
+
+
+def _check_starts(
+    file: Path, config: MeloraConfig, keys: tuple[str, str], own: tuple[tuple[int, ...], ...], shapes: Shapes
+) -> None:
+    """Starts of the factors' shapes where the config's init_weights asks for them, and none elsewhere."""
+    for key, shape in zip(keys, own, strict=True):
+        found = shapes.get(start_key(key))
+        if found == (shape if has_start(config.init_weights) else None):
+            continue
+        problem = "is not expected" if found is not None and not has_start(config.init_weights) else "is missing"
+        if found is not None and has_start(config.init_weights):
+            problem = f"has shape {list(found)} instead of {list(shape)}"
+        raise MeloraError(
+            f"{file}: tensor {start_key(key)} {problem}, for init_weights={config.init_weights!r} in "
+            "adapter_config.json; the two files are not of one adapter"
+        )
 
 
 def _kind(

@@ -17,6 +17,7 @@ from .config import MeloraConfig, positive_int
 from .conversion import new_folder
 from .errors import MeloraError
 from .file_modules import OUT_PROJ
+from .initial import has_start
 from .shapes import divisors
 
 MIN_ENERGY = 0.9
@@ -184,6 +185,12 @@ def _check_energy(adapter: str | Path, layers: list[ImportedLayer], n: int, r: i
 def _config(files: AdapterFiles, n: int, r: int) -> MeloraConfig:
     """The LoRA's config with n, r and scaling 1, for the factors hold the scaling."""
     lora = files.config
+    if has_start(lora.init_lora_weights):
+        raise MeloraError(
+            f"{files.path}: init_lora_weights={lora.init_lora_weights!r} means that this LoRA is for a base weight "
+            "with its start taken out, which PEFT does while loading; save it for the original base first, by "
+            "save_pretrained with path_initial_model_for_weight_conversion"
+        )
     try:
         config = MeloraConfig.from_lora(
             lora, n=n, r=r, lora_alpha=r, use_rslora=False, rank_pattern={}, alpha_pattern={}

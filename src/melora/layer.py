@@ -1,21 +1,26 @@
 """MeloraLayer: what every adapted layer holds, whatever its base: factors, scaling, state."""
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
+from accelerate.utils import align_module_device
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
+from peft.utils.integrations import gather_params_ctx
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import nn
 
 from .config import MeloraConfig
 from .errors import MeloraError
 from .factors import Core, MiniFactors
-from .permutation import Permutation, check_orders
+from .initial import gradient_of, has_start, joined, start_factors
+from .parts import PartsLayer
+from .permutation import Permutation
 from .shapes import block_grid, check_exchange, check_shape, diagonal_of
 
 
-class MeloraLayer(BaseTunerLayer):
+class MeloraLayer(PartsLayer, BaseTunerLayer):
     """The adapters of one base layer: dW = scaling * blockdiag(B_1 A_1, ..., B_n A_n).
 
     A is (n, r, d_in / n), B is (n, d_out / n, r): r * (d_in + d_out) numbers, whatever n is. That is the linear layer;
@@ -37,9 +42,7 @@ class MeloraLayer(BaseTunerLayer):
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
-        self.mixing: dict[str, str] = {}
-        self.permute: dict[str, str] = {}
-        self._ordered: set[str] = set()
+        self.mixing, self.permute, self._ordered = {}, {}, set()
         self.melora_dropout = nn.ModuleDict()
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
@@ -76,6 +79,16 @@ class MeloraLayer(BaseTunerLayer):
                 "name it in exclude_modules, or use permute='none'"
             )
 
+    @classmethod
+    def block_sizes(cls, module_name: str, base: nn.Module, n: int) -> tuple[int, int]:
+        """Rows and columns of the part of a base weight that one mini changes, as a matrix.
+
+        Raises:
+            MeloraError: it is no matrix of the base's numbers.
+        """
+        d_in, d_out = cls.sizes_of(base)
+        return d_out // n, d_in // n
+
     def sizes(self) -> tuple[int, int]:
         """(d_in, d_out) of what is adapted here."""
         return self.sizes_of(self.get_base_layer())
@@ -105,79 +118,89 @@ class MeloraLayer(BaseTunerLayer):
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
         self.melora_dropout[adapter_name] = dropout
         for name, shape in zip(self.adapter_layer_names[:2], self.factor_shapes(n, r), strict=True):
-            getattr(self, name)[adapter_name] = MiniFactors(*shape)
+            getattr(self, name)[adapter_name] = MiniFactors(*shape, has_start=has_start(config.init_weights))
         if config.mixing == "learned":
             self._add_part("melora_C", adapter_name, Core(*self.core_shape(n, r)))
         if config.permute == "correlation":
             self._add_part("melora_P", adapter_name, Permutation(self.in_features, self.out_features))
-        self.reset_parameters(adapter_name, config.init_weights)
+        if has_start(config.init_weights):
+            self.reset_parameters(adapter_name, True)
+            self.set_start(adapter_name, None if config.awaits_tensors else str(config.init_weights))
+        else:
+            self.reset_parameters(adapter_name, config.init_weights)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def _add_part(self, name: str, adapter_name: str, module: nn.Module) -> None:
-        if not hasattr(self, name):  # a name of this layer only, so that no other layer holds an empty one
-            setattr(self, name, nn.ModuleDict())
-            self.adapter_layer_names = (*self.adapter_layer_names, name)
-        getattr(self, name)[adapter_name] = module
-
-    def core_shape(self, n: int, r: int) -> tuple[int, ...]:
-        """The shape of C."""
-        return r, n, n
-
-    def core(self, adapter: str) -> torch.Tensor | None:
-        """C of an adapter with mixing="learned", (r, n, n)."""
-        if self.mixing[adapter] != "learned":
-            return None
-        modules = cast(nn.Module, self)._modules
-        return cast(Core, cast(nn.ModuleDict, modules["melora_C"])._modules[adapter]).weight
-
-    def order(self, adapter: str) -> torch.Tensor | None:
-        """The calibrated order of an adapter with permute="correlation", as Permutation.weight has it.
-
-        Raises:
-            MeloraError: it is not calibrated, or the order that was loaded is none.
-        """
-        if self.permute[adapter] != "correlation":
-            return None
-        order = self._permutation(adapter).weight
-        if adapter not in self._ordered:
-            if not self.is_ordered(adapter):
-                raise MeloraError(
-                    f"adapter {adapter!r}: permute='correlation' needs an order of the channels before it is used: "
-                    "melora.calibrate(model, batches), which `melora train` does by itself"
-                )
-            check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
-            self._ordered.add(adapter)  # asked once: on a GPU the answer waits for all that runs
-        return order
-
-    def is_ordered(self, adapter: str) -> bool:
-        """Whether an adapter with permute="correlation" is calibrated."""
-        return not bool((self._permutation(adapter).weight < 0).any())
-
-    def set_order(self, adapter: str, order: torch.Tensor) -> None:
-        """Give an adapter with permute="correlation" its order, as Permutation.weight has it.
-
-        Raises:
-            MeloraError: it does not name every channel once.
-        """
-        check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
-        self._permutation(adapter).weight.copy_(order)
-
-    def _permutation(self, adapter: str) -> Permutation:
-        parts = cast(nn.ModuleDict, cast(nn.Module, self)._modules["melora_P"])
-        return cast(Permutation, parts[adapter])
-
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) of an adapter: (n, r, d_in / n) and (n, d_out / n, r)."""
+        """(A, B) with dW = scaling * blockdiag(B_i A_i): (n, r, d_in / n) and (n, d_out / n, r).
+
+        The trained parameters, or where these are measured from a start (initial.py) both joined, with 2r for r.
+        """
         # Not by attribute and ModuleDict's []: nn.Module's __getattr__ shows in the time of one decoded token.
         modules = cast(nn.Module, self)._modules
-        A, B = (cast(nn.ModuleDict, modules[name])._modules[adapter] for name in self.adapter_layer_names[:2])
-        return cast(MiniFactors, A).weight, cast(MiniFactors, B).weight
+        A, B = (
+            cast(MiniFactors, cast(nn.ModuleDict, modules[name])._modules[adapter])._parameters
+            for name in self.adapter_layer_names[:2]
+        )
+        weight_A, weight_B = cast(torch.Tensor, A["weight"]), cast(torch.Tensor, B["weight"])
+        start_A, start_B = A.get("start"), B.get("start")
+        if start_A is None or start_B is None:
+            return weight_A, weight_B
+        return joined(weight_A, weight_B, start_A, start_B)
+
+    def mini_factors(self, adapter: str) -> tuple[MiniFactors, MiniFactors]:
+        """The modules that hold A and B of an adapter."""
+        A, B = (cast(MiniFactors, getattr(self, name)[adapter]) for name in self.adapter_layer_names[:2])
+        return A, B
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's, which would let the starts be trained too."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._freeze_starts()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """PEFT's, which would let the starts be trained too."""
+        super().set_requires_grad(adapter_names, requires_grad=requires_grad)
+        self._freeze_starts()
+
+    def _freeze_starts(self) -> None:
+        for name in self.adapter_layer_names[:2]:
+            for factor in getattr(self, name).values():
+                if factor.has_start:
+                    factor.start.requires_grad_(False)
+
+    def update_rank(self, adapter: str) -> int:
+        """The highest rank that a block of the update can have: r, or 2r where A and B have a start."""
+        return self.r[adapter] * (2 if self.mini_factors(adapter)[0].has_start else 1)
+
+    @torch.no_grad()
+    def set_start(self, adapter_name: str, init_weights: str | None) -> None:
+        """Take A and B, and what they are measured from, from the base weight or its gradient; dW is 0 then.
+
+        Where neither has values yet (on the meta device: they come with sharding, or it is a dry run), and for an
+        adapter whose tensors are about to be loaded (init_weights=None), only dW is set to 0.
+        """
+        factors = self.mini_factors(adapter_name)
+        A, B = (factor.weight for factor in factors)
+        if init_weights is not None and not A.is_meta:
+            base = self.get_base_layer()
+            with align_module_device(base), gather_params_ctx(list(base.parameters())):
+                source = gradient_of(base) if init_weights == "lora_ga" else self.get_base_weight()
+                if source is not None and not source.is_meta:
+                    weight = source if init_weights != "lora_ga" else self.in_base_layout(source)
+                    blocks = self.blocks_of(weight, self.n[adapter_name])
+                    dtype = torch.promote_types(blocks.dtype, torch.float32)
+                    matrices = blocks.reshape(*B.shape[:-1], -1).to(dtype)
+                    starts = start_factors(init_weights, matrices, self.r[adapter_name], self.scaling[adapter_name])
+                    for parameter, start in zip((A, B), starts, strict=True):
+                        parameter.copy_(start.reshape(parameter.shape))
+        for factor in factors:
+            factor.start.copy_(factor.weight)
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str, init_weights: bool | str) -> None:
         """Initialise A and B as the reference does, or as MeloraConfig.init_weights asks."""
-        A, B = self.factors(adapter_name)
+        A, B = (factor.weight for factor in self.mini_factors(adapter_name))
         if init_weights == "gaussian":
             nn.init.normal_(A, std=1.0 / self.r[adapter_name])
         else:
@@ -232,16 +255,6 @@ class MeloraLayer(BaseTunerLayer):
             A, B = self._mixed(adapter, A, B)
         return self.product(A, B) * self.scaling[adapter]
 
-    def _mixed(self, adapter: str, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Factors whose `product` is every block: A (1 or n, n, ..., r', d_in / n), B (n, n, ..., d_out / n, r')."""
-        core = self.core(adapter)
-        n, experts = A.shape[0], B.dim() - 3
-        if core is not None:
-            return A.unsqueeze(0), B.unsqueeze(1) * core.to(B.dtype).movedim((-2, -1), (0, 1)).unsqueeze(-2)
-        # The group of ranks in A that goes to block i, and the one in B that comes from block j, as dimensions.
-        A = A.unflatten(1 + experts, (n, -1)).movedim(1 + experts, 0)
-        return A, B.unflatten(-1, (n, -1)).movedim(-2, 1)
-
     def product(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         """B A without scaling, for whatever leading dimensions the factors share."""
         return torch.matmul(B, A)
@@ -269,6 +282,10 @@ class MeloraLayer(BaseTunerLayer):
         for name in active:
             blocks = self.changed_part(weight, name)
             blocks += self.delta_blocks(name).reshape(blocks.shape).to(weight.dtype)
+        return weight
+
+    def in_base_layout(self, weight: torch.Tensor) -> torch.Tensor:
+        """A (d_out, d_in) matrix in the base weight's own layout."""
         return weight
 
     def weight_shape(self) -> tuple[int, ...]:

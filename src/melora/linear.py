@@ -60,8 +60,8 @@ class Linear(AdaptedLayer):
         """All adapters of one shape in one grouped product; dropout, which has no use here, in the loop."""
         groups: dict[tuple[Any, ...], list[str]] = {}
         for name in rows_of:
-            permuted = self.permute[name] != "none"
-            key = (1, self.n[name] * self.r[name], "") if permuted else (self.n[name], self.r[name], self.mixing[name])
+            r, permuted = self.update_rank(name), self.permute[name] != "none"
+            key = (1, self.n[name] * r, "") if permuted else (self.n[name], r, self.mixing[name])
             groups.setdefault(key, []).append(name)
         for names in groups.values():
             if len(names) == 1 or any(self._arguments(name, x.dtype)[3] for name in names):
@@ -124,6 +124,9 @@ class Linear(AdaptedLayer):
 
     def grid_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
         return block_grid(weight.T if isinstance(self.get_base_layer(), Conv1D) else weight, n)
+
+    def in_base_layout(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight
 
     def weight_shape(self) -> tuple[int, ...]:
         shape = super().weight_shape()

@@ -6,18 +6,18 @@ from typing import Any
 from peft import LoraConfig
 
 from .errors import MeloraError
+from .initial import is_init
 
 # Fields that change nothing by themselves: the class, and which Megatron module megatron_config would be read by.
 _WITHOUT_EFFECT = ("peft_type", "peft_version", "auto_mapping", "megatron_core")
-_INIT = (True, False, "gaussian")
 
 
 def shared_fields(lora: LoraConfig, names: set[str]) -> dict[str, Any]:
     """The fields of `lora` that are among `names`, MeloraConfig's own, with init_lora_weights as init_weights.
 
     Raises:
-        MeloraError: a field that MELoRA has no counterpart for is set: use_dora, layer_replication, an init other than
-            True, False or "gaussian", and so on; every such field is named.
+        MeloraError: a field that MELoRA has no counterpart for is set: use_dora, layer_replication, an init such as
+            "corda", and so on; every such field is named.
     """
     if not isinstance(lora, LoraConfig):
         raise MeloraError(f"a peft.LoraConfig is needed, got a {type(lora).__name__}: pass a LoraConfig")
@@ -29,7 +29,7 @@ def shared_fields(lora: LoraConfig, names: set[str]) -> dict[str, Any]:
         and field.name not in (*_WITHOUT_EFFECT, "init_lora_weights")
         and getattr(lora, field.name) != getattr(default, field.name)
     ]
-    if lora.init_lora_weights not in _INIT:
+    if not is_init(lora.init_lora_weights):
         unsupported.append(f"init_lora_weights={lora.init_lora_weights!r}")
     if unsupported:
         raise MeloraError(

@@ -56,7 +56,7 @@ def lora_tensors(
 
     Args:
         module: says what layer it is.
-        A, B: its factors as the file has them.
+        A, B: its factors, as AdapterFiles.factors gives them.
         rank: of the LoRA: at least n * r, and divisible by `groups`.
         groups: of the base, where it is a convolution.
         core: C, where the module has one.
@@ -100,7 +100,7 @@ def _convolution(
     module: ModuleFactors, A: torch.Tensor, B: torch.Tensor, rank: int, groups: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """lora_A (rank, d_in, *kernel), over all channels, and lora_B (d_out, rank / groups, 1, ...), one per group."""
-    n, r = module.n, module.r
+    n, r = module.n, A.shape[1]
     spanned = r // B.shape[2]
     if groups != n * spanned if spanned > 1 else n % groups:
         raise MeloraError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import nn
 
 from .errors import MeloraError
 from .layer import MeloraLayer
@@ -44,10 +45,7 @@ class MergingLayer(MeloraLayer):
                 f"a base quantised by {backend.backend_name} can't be merged into: PEFT has no way to requantise it; "
                 "use the adapter unmerged, or merge into the model loaded without quantisation"
             )
-        # bitsandbytes 0.50 (4 bits, on CPUs with AVX512-BF16) repacks the weight in the first forward call in eval
-        # mode, with scales rounded to bf16; dequantising that as if it were not repacked gives noise, for LoRA too.
-        state = getattr(getattr(self.get_base_layer(), "weight", None), "quant_state", None)
-        if getattr(state, "packing_format_for_cpu", False):
+        if is_repacked(self.get_base_layer()):
             raise MeloraError(
                 "bitsandbytes has repacked this 4-bit weight for inference on the CPU, and it can't be read back "
                 "exactly: load the model again and merge before the first forward call in eval mode"
@@ -118,3 +116,13 @@ class MergingLayer(MeloraLayer):
         """weight += sign * dW in place, touching what changes alone: without mixing one n-th of a linear layer's."""
         blocks = self.changed_part(weight, name)
         blocks.add_(self.delta_blocks(name).reshape(blocks.shape).to(weight.device), alpha=sign)
+
+
+def is_repacked(base: nn.Module) -> bool:
+    """Whether bitsandbytes has repacked this layer's weight, so that it can't be read back.
+
+    bitsandbytes 0.50 (4 bits, on CPUs with AVX512-BF16) does that in the first forward call in eval mode, with scales
+    rounded to bf16; dequantising that as if it were not repacked gives noise, for LoRA too.
+    """
+    state = getattr(getattr(base, "weight", None), "quant_state", None)
+    return bool(getattr(state, "packing_format_for_cpu", False))

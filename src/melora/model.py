@@ -19,12 +19,14 @@ from .dispatch import layer_class
 from .drift import reported_drift
 from .errors import MeloraError
 from .fast_path import close_fast_path, open_fast_path
+from .initial import forget_gradients
 from .layer import MeloraLayer
 from .loading import check_state_dict
 from .merge_all import merge_all
 from .mixed_batch import route_by_name
 from .ops.backend import chosen_backend
 from .parameters import ParamWrapper
+from .plain_form import plain_form
 from .targets import check_targets, module_settings
 from .tied import untied
 from .weighted import Combination, CombinationType, add_weighted_adapter
@@ -49,10 +51,11 @@ class MeloraModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
+        self.peft_config[adapter_name].check_n_is_chosen()
         chosen_backend()  # raises where MELORA_BACKEND names none that can be used
         if state_dict is None:  # else the tensors' names, not the config, say which modules are meant
             config = self._prepare_adapter_config(self.peft_config[adapter_name], self.get_model_config(model))
-            check_targets(model, config)
+            check_targets(model, config, sources=not low_cpu_mem_usage)
         super().inject_adapter(
             model,
             adapter_name,
@@ -60,6 +63,7 @@ class MeloraModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             state_dict=state_dict,
         )
+        forget_gradients(model)
         close_fast_path(model)
 
     def _prepare_adapter_config(self, peft_config: MeloraConfig, model_config: dict[str, Any]) -> MeloraConfig:
@@ -205,6 +209,18 @@ class MeloraModel(BaseTuner):
         names = [name for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
         whole = tuple(f"{name.replace('_fsdp_wrapped_module.', '')}." for name in names)  # as FSDP's state dict has it
         return {name: bias for name, bias in biases.items() if not (whole and name.startswith(whole))}
+
+    @classmethod
+    def _convert_state_dict_for_initial_model(
+        cls,
+        peft_model: PeftModel,
+        peft_config: MeloraConfig,
+        path_initial_model_for_weight_conversion: str,
+        output_state_dict: dict[str, torch.Tensor],
+        kwargs: dict[str, Any],
+    ) -> dict[str, torch.Tensor]:
+        """PEFT's step of save_pretrained(path_initial_model_for_weight_conversion=...): see plain_form.py."""
+        return plain_form(peft_model, peft_config, path_initial_model_for_weight_conversion, output_state_dict)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -3,34 +3,48 @@
 import copy
 import difflib
 import warnings
+from dataclasses import replace
+from typing import cast
 
 from peft.tuners.tuners_utils import (
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import get_pattern_key, match_target_against_key
-from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
+from peft.utils.quantization_utils import (
+    QuantizationBackend,
+    get_quantization_kwargs,
+    resolve_quantization_backend,
+)
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import MeloraConfig
 from .dispatch import layer_class
 from .errors import MeloraError
-from .parameters import check_config, check_parameter
+from .initial import check_start, has_start
+from .parameters import check_config, check_parameter, parameter_sizes
 from .shapes import check_exchange
+from .sources import check_kind, check_source
 
 
 def module_settings(config: MeloraConfig, module: str) -> tuple[int, int, float]:
-    """(r, n, lora_alpha) of a module: the config's, or what its patterns say for that name."""
+    """(r, n, lora_alpha) of a module: the config's, or what its patterns say for that name.
+
+    Raises:
+        MeloraError: n is "auto" still.
+    """
+    config.check_n_is_chosen()
     r_key = get_pattern_key(list(config.rank_pattern), module)
     n_key = get_pattern_key(list(config.n_pattern), module)
     alpha_key = get_pattern_key(list(config.alpha_pattern), module)
     return (
         config.rank_pattern.get(r_key, config.r),
-        config.n_pattern.get(n_key, config.n),
+        config.n_pattern.get(n_key, cast(int, config.n)),
         config.alpha_pattern.get(alpha_key, config.lora_alpha),
     )
 
@@ -39,8 +53,13 @@ class NoTargetError(MeloraError, NoMatchingPeftModuleError):
     """No module of the model bears a target's name; PEFT's own exception for that, too."""
 
 
-def check_targets(model: nn.Module, config: MeloraConfig) -> None:
+def check_targets(model: nn.Module, config: MeloraConfig, *, sources: bool = True) -> None:
     """Check every module that `config` means in `model`; nothing is changed.
+
+    Args:
+        model: the base model, or one with adapters.
+        config: of the new adapter.
+        sources: whether the weights and gradients that A and B start from must be there; not for shapes alone.
 
     Raises:
         NoTargetError: no module matches; the message offers the closest names.
@@ -53,21 +72,57 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
     config = copy.copy(config)
     if config.target_modules == DUMMY_TARGET_MODULES:
         return
-    _maybe_include_all_linear_layers(config, model)
-    modules = _outer_modules(model)
-    _check_names(config, modules)
-    targeted = {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
+    modules, targeted = _matched(model, config)
     parameters = _targeted_parameters(config, modules)
     _check_n_pattern(config, [*targeted, *parameters])
     quantization = get_quantization_kwargs(model)
+    read: list[tuple[str, nn.Module, QuantizationBackend | None]] = []
     for name, module in targeted.items():
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         _check_called(name, model)
         r, n, _ = module_settings(config, name)
-        cls = layer_class(name, base, resolve_quantization_backend(base, **quantization))
+        backend = resolve_quantization_backend(base, **quantization)
+        cls = layer_class(name, base, backend)
         cls.check_base(name, base, n, r)
         cls.check_options(name, base, n, r, config)
+        if has_start(config.init_weights):
+            check_kind(name, base, cls, config.init_weights)
+            check_start(name, config.init_weights, *cls.block_sizes(name, base, n), r)
+            read.append((name, base, backend))
     _check_parameters(config, model, targeted, parameters)
+    if sources and not config.awaits_tensors:  # last, since it reads every weight
+        if has_start(config.init_weights):
+            read.extend((key, base, None) for key, base in parameters.items())
+        for name, base, backend in read:
+            check_source(name, base, backend, config.init_weights)
+
+
+def with_default_targets(model: nn.Module, config: MeloraConfig) -> MeloraConfig:
+    """The config with LoRA's default targets for the architecture where it names none, as PEFT fills them in."""
+    if config.target_modules is not None:
+        return config
+    kind = str(getattr(getattr(model, "config", None), "model_type", None))
+    targets = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    if targets is None:
+        raise MeloraError(f"target_modules: PEFT has no default for model_type {kind!r}; name the modules to adapt")
+    return replace(config, target_modules=targets if isinstance(targets, str) else set(targets))
+
+
+def targeted_modules(model: nn.Module, config: MeloraConfig) -> dict[str, nn.Module]:
+    """The modules that `config.target_modules` means in `model`, by name.
+
+    Raises:
+        NoTargetError: no module matches; the message offers the closest names.
+    """
+    return _matched(model, copy.copy(config))[1]
+
+
+def _matched(model: nn.Module, config: MeloraConfig) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """All modules by name, and the targets among them. Changes "all-linear" in `config` into names."""
+    _maybe_include_all_linear_layers(config, model)
+    modules = _outer_modules(model)
+    _check_names(config, modules)
+    return modules, {name: module for name, module in modules.items() if check_target_module_exists(config, name)}
 
 
 # Models whose fused kernels read out_proj's and conv1d's weights and call neither: PEFT's list for LoRA.
@@ -128,6 +183,13 @@ def _check_parameters(
         check_exchange(key, n, r, config.mixing)
         if config.permute != "none":
             raise MeloraError(f"{key}: permute={config.permute!r} is for linear layers: use permute='none'")
+        d_in, d_out = parameter_sizes(base, parameter_name)
+        check_start(key, config.init_weights, d_out // n, d_in // n, r)
+        if config.init_weights == "lora_ga":
+            raise MeloraError(
+                f"{key}: init_weights='lora_ga' takes gradients of linear layers alone; leave target_parameters out, "
+                "or use init_weights='pissa'"
+            )
 
 
 def _check_n_pattern(config: MeloraConfig, targeted: list[str]) -> None:

@@ -110,8 +110,8 @@ def add_weighted_adapter(model: BaseTuner, name: str, combination: Combination) 
         raise
     _freeze_adapter(model.model, name)
     for key, layer in layers.items():
-        for parameter, values in zip(layer.factors(name), factors[key], strict=True):
-            parameter.copy_(values.reshape(parameter.shape))
+        for factor, values in zip(layer.mini_factors(name), factors[key], strict=True):
+            factor.weight.copy_(values.reshape(factor.weight.shape))
         core = layer.core(name)
         if core is not None:
             cores = [layer.core(adapter) for adapter in combination.adapters if adapter in layer.scaling]
@@ -150,20 +150,20 @@ def combine(module: str, layer: MeloraLayer, combination: Combination) -> tuple[
     """
     pairs = zip(combination.adapters, combination.weights, strict=True)
     here = {adapter: weight for adapter, weight in pairs if adapter in layer.scaling}
-    sizes = ", ".join(f"{adapter} has n={layer.n[adapter]}, r={layer.r[adapter]}" for adapter in here)
+    sizes = ", ".join(f"{adapter} has n={layer.n[adapter]}, r={layer.update_rank(adapter)}" for adapter in here)
     n = _common({layer.n[adapter] for adapter in here})
     if n is None:
         raise MeloraError(
             f"{module}: {sizes}; adapters are combined block by block, which needs one n: train them with equal n, or "
             "convert each with `melora export` and combine the LoRA adapters"
         )
-    if combination.kind in _ON_FACTORS and _common({layer.r[adapter] for adapter in here}) is None:
+    if combination.kind in _ON_FACTORS and _common({layer.update_rank(adapter) for adapter in here}) is None:
         raise MeloraError(
             f"{module}: {sizes}; combination_type {combination.kind} needs equal r: use cat, which is exact, or a "
             "combination_type that ends with svd"
         )
     if combination.kind == "cat":
-        rank = sum(layer.r[adapter] for adapter in here)
+        rank = sum(layer.update_rank(adapter) for adapter in here)
         A, B = layer.factors(next(iter(here)))
         try:
             layer.check(module, n, rank)
@@ -175,7 +175,7 @@ def combine(module: str, layer: MeloraLayer, combination: Combination) -> tuple[
         return _cat(layer, here)
     if combination.kind in _ON_FACTORS:
         return _mix_factors(layer, here, combination)
-    rank = combination.svd_rank or max(layer.r[adapter] for adapter in here)
+    rank = combination.svd_rank or max(layer.update_rank(adapter) for adapter in here)
     layer.check(module, n, rank)
     update = combination.mix([layer.delta_blocks(adapter).flatten(2) for adapter in here], list(here.values()))
     return _svd(update, rank, combination)
@@ -258,6 +258,7 @@ def _config(configs: list[MeloraConfig], factors: dict[str, tuple[torch.Tensor, 
         n=n,
         lora_alpha=r,
         use_rslora=False,
+        init_weights=True,
         rank_pattern=rank_pattern,
         alpha_pattern=dict(rank_pattern),
         n_pattern={f"^{key}": size for key, size in n_of.items() if size != n},

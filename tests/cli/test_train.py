@@ -42,6 +42,58 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert set(tmp_path.rglob("*")) == before
 
 
+AUTO = ("adapter.n=auto", "adapter.target_modules=[query, dense]", "adapter_search.batches=3")
+
+
+def test_n_auto_is_chosen_shown_and_kept(melora: Callable[..., Any], recipe_file: Path, tmp_path: Path) -> None:
+    done = melora("train", recipe_file, *AUTO, "training.num_train_epochs=1")
+    assert done.code == 0, done.err
+    assert "choosing the adapter's n and r by the gradient of 3 batches" in done.out
+    shown = {row[0]: row[4:] for row in map(str.split, done.out.splitlines()) if row and "encoder.layer" in row[0]}
+    run = tmp_path / "run"
+    kept = json.loads((run / "allocation.json").read_text())
+    assert (kept["batches"], kept["budget"], kept["seed"]) == (3, None, 0)
+    rows = {row["name"]: row for row in kept["modules"] if "encoder.layer" in row["name"]}
+    assert shown == {
+        name: [f"{row['effective_rank']:.1f}", str(row["n"]), "1", str(row["parameters"])] for name, row in rows.items()
+    }
+    assert len({row["n"] for row in kept["modules"]}) > 1
+    assert (run / "allocation.png").read_bytes().startswith(b"\x89PNG")
+    assert "n: auto" in (run / "recipe.yaml").read_text()
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert isinstance(config["n"], int)
+    inspected = melora("inspect", run)
+    assert inspected.code == 0
+    in_files = {row[0]: row[4] for row in map(str.split, inspected.out.splitlines()) if row and "layer" in row[0]}
+    assert in_files == {name: str(row["n"]) for name, row in rows.items()}
+    assert melora("evaluate", run).code == 0
+    assert "n or r chosen by | gradients before training" in (run / "adapter" / "README.md").read_text()
+
+
+def test_a_budget_chooses_r_too(melora: Callable[..., Any], recipe_file: Path, tmp_path: Path) -> None:
+    dry = melora("train", recipe_file, "--dry-run", *AUTO, "adapter_search.budget=2500")
+    assert dry.code == 0, dry.err
+    rows = [line.split() for line in dry.out.splitlines() if "attention.self" in line]
+    assert rows[0] == ["bert.encoder.layer.0.attention.self.query", "32", "x", "32", *("auto",) * 4]
+    assert "n and r of each module, chosen at the start of training by the gradient of 3 batches, for at m" in dry.out
+    done = melora("train", recipe_file, *AUTO, "adapter_search.budget=2500", "training.num_train_epochs=1")
+    assert done.code == 0, done.err
+    kept = json.loads((tmp_path / "run" / "allocation.json").read_text())
+    assert 2500 - 96 < kept["parameters"] <= 2500
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["parameters"]["adapter"] == kept["parameters"]
+
+
+def test_a_dry_run_says_that_n_is_to_be_chosen(
+    melora: Callable[..., Any], recipe_file: Path, tmp_path: Path, before: set[Path]
+) -> None:
+    done = melora("train", recipe_file, "--dry-run", "adapter.n=auto")
+    assert done.code == 0, done.err
+    rows = [line.split() for line in done.out.splitlines() if "attention.self" in line]
+    assert rows[0] == ["bert.encoder.layer.0.attention.self.query", "32", "x", "32", "auto", "1", "auto", "64"]
+    assert "auto     n of each module, chosen at the start of training by the gradient of 8 batches\n" in done.out
+    assert set(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("method", "told"),
     [
@@ -71,7 +123,18 @@ BAD = [
     (["adapter.n=0"], "adapter.n: must be a finite number above 0, got 0"),
     (["adapter.n=-4"], "adapter.n: must be a finite number above 0, got -4"),
     (["adapter.n=1000000000"], "n must be a whole number from 1 to"),
-    (["adapter.n=four"], "adapter.n: must be of type int, got 'four'"),
+    (["adapter.n=four"], "adapter.n: must be of type int or 'auto', got 'four'"),
+    (["adapter.n=auto", "adapter_search.budget=10"], "budget=10 is below 256, what r=1 takes in these 4 modules"),
+    (["adapter.n=auto", "adapter_search.budget=0"], "adapter_search.budget: must be 1 or more, got 0"),
+    (["adapter.n=auto", "adapter_search.budget=lots"], "adapter_search.budget: must be of type int"),
+    (["adapter.n=auto", "adapter_search.batches=0"], "adapter_search.batches: must be 1 or more, got 0"),
+    (["adapter.n=auto", "adapter_search.batch=4"], "adapter_search: unknown key 'batch'; did you mean batches?"),
+    (["adapter.n=auto", "adapter_search=8"], "adapter_search: must hold keys (a mapping), got 8"),
+    (["adapter_search.batches=4"], "adapter_search: is for adapter.method: melora with adapter.n: auto, or with"),
+    (["adapter={method: lora, r: 2}", "adapter_search.budget=4000"], "adapter_search: is for adapter.method: melora"),
+    (["adapter.n=auto", "adapter_search.budget=4000", "adapter.rank_pattern={query: 2}"], "rank_pattern gives it"),
+    (["adapter.n=auto", "adapter.n_pattern={query: 5}"], "n=5 does not divide both d_in=32 and d_out=32"),
+    (["adapter.n=auto", "adapter.target_modules=[word_embeddings]"], "word_embeddings is a Embedding, and gradients"),
     (["adapter.r=0"], "adapter.r: must be a finite number above 0, got 0"),
     (["adapter.r=-1"], "adapter.r: must be a finite number above 0, got -1"),
     (["adapter.r=1000000000"], "r must be a whole number from 1 to"),

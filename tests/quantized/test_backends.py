@@ -21,7 +21,7 @@ from peft import PeftModel, get_peft_model
 from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
 from torch import nn
 
-from melora import MeloraConfig, MeloraError, load_adapter
+from melora import MeloraConfig, MeloraError, load_adapter, preprocess_lora_ga
 from melora.drift import merge_drift
 
 
@@ -300,3 +300,50 @@ def test_a_backend_without_requantisation_is_refused_before_anything_is_merged()
     ):
         model.merge_adapter()
     assert torch.equal(layer.get_base_layer().weight.data, before)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_starts_from_the_weight_as_it_is_read_back(merging: Backend, init: str, tmp_path: Path) -> None:
+    make, dtype = merging.make, merging.dtypes[0]
+    x = x_of(dtype)
+    with torch.no_grad():
+        expected = Model(make(dtype)).train()(x)  # in eval mode bitsandbytes repacks 4 bits
+    model = adapt(make(dtype), init_weights=init).train()
+    layer = model.base_model.model.layer
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+    A, B = layer.mini_factors("default")
+    for start_A, start_B, block in zip(A.start, B.start, layer.blocks_of(layer.get_base_weight(), 4), strict=True):
+        U, S, Vh = torch.linalg.svd(block.float())
+        Q, R = torch.linalg.qr(block.float())
+        wanted = (U[:, :2] * S[:2]) @ Vh[:2] if init == "pissa" else Q[:, :2] @ R[:2]
+        scaling = layer.scaling["default"] if init == "pissa" else 1.0
+        torch.testing.assert_close(scaling * start_B @ start_A, wanted, rtol=1e-3, atol=1e-5)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path)
+    loaded = load_adapter(Model(make(dtype)), tmp_path).train()
+    torch.testing.assert_close(loaded(x), model(x))
+    assert not torch.equal(loaded(x), expected)
+
+
+def test_a_start_from_a_repacked_weight_is_refused() -> None:
+    base = bnb_4bit(torch.float32)
+    base.weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(
+        MeloraError, match=r"^layer: init_weights='pissa' reads .* quantised by .*; load the model anew"
+    ):
+        adapt(base, init_weights="pissa")
+
+
+def test_gradients_of_a_quantised_layer(backend: Backend) -> None:
+    make, dtype = backend.make, backend.dtypes[0]
+    model, x = Model(make(dtype)), x_of(dtype)
+    config = MeloraConfig(r=2, n=4, target_modules=["layer"], init_weights="lora_ga")
+    gradients = preprocess_lora_ga(model, config, [x], loss=lambda model, x: model(x).square().mean())
+    assert gradients["layer"].shape == (128, 64)
+    with torch.no_grad():
+        expected = Model(make(dtype)).train()(x)
+    torch.testing.assert_close(get_peft_model(model, config).train()(x), expected, rtol=0, atol=0)

@@ -31,7 +31,7 @@ def test_the_method_chooses_the_config() -> None:
         ({"method": 3}, "adapter.method: unknown method 3"),
         ({"lora_alfa": 3}, "adapter: unknown key 'lora_alfa'; did you mean lora_alpha"),
         ({"peft_type": "LORA"}, "adapter.peft_type: is set from the task and the model"),
-        ({"n": "eight"}, "adapter.n: must be of type int, got 'eight'"),
+        ({"n": "eight"}, "adapter.n: must be of type int or 'auto', got 'eight'"),
         ({"n": 0}, "adapter.n: must be a finite number above 0, got 0"),
         ({"r": -1}, "adapter.r: must be a finite number above 0, got -1"),
         ({"n": 10**9}, "adapter: n must be a whole number from 1 to"),

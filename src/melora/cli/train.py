@@ -10,17 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments
 
+from ..allocation import Allocation
+from ..config import AUTO
 from ..errors import MeloraError
 from ..training.arguments import training_arguments
 from ..training.folder import ADAPTER, CURVES, RunFolder
 from ..training.keys import recipe_keys
 from ..training.memory import disk_needed, estimate_memory, free_disk, free_memory
-from ..training.plan import count_parameters, count_steps, plan_modules
+from ..training.plan import ModulePlan, count_parameters, count_steps, plan_modules
 from ..training.prepare import Prepared, prepare
 from ..training.progress import clock
 from ..training.push import check_hub, push
 from ..training.ranks import in_turns, is_main, join, together
-from ..training.recipe import load_recipe
+from ..training.recipe import Recipe, load_recipe
 from ..training.run import RunResult, train
 
 logger = logging.getLogger(__name__)
@@ -50,12 +52,29 @@ def run(args: argparse.Namespace, console: Console) -> int:
         overwrite=args.overwrite,
         resume=args.resume,
         console=console,
-        on_ready=lambda prepared, arguments: _show_start(prepared, arguments, console),
+        on_ready=lambda prepared, arguments: _show_ready(prepared, arguments, console),
     )
     _show_result(result, console)
     if args.push_to_hub is not None and is_main():
         console.print(f"uploaded to {push(result.path, args.push_to_hub, private=args.private)}", markup=False)
     return 0
+
+
+def _show_ready(prepared: Prepared, args: TrainingArguments, console: Console) -> None:
+    if prepared.allocation is not None:
+        _show_allocation(prepared.allocation, console)
+    _show_start(prepared, args, console)
+
+
+def _show_allocation(allocation: Allocation, console: Console) -> None:
+    """What was chosen by the gradient, module by module."""
+    table = Table("module", "shape (out x in)", "effective rank of gradient", "n", "r", "parameters", box=None)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for module in allocation.modules:
+        shown = (f"{module.effective_rank:.1f}", str(module.n), str(module.r), f"{module.parameters:,}")
+        table.add_row(module.name, f"{module.d_out} x {module.d_in}", *shown)
+    console.print(table)
 
 
 def _show_start(prepared: Prepared, args: TrainingArguments, console: Console) -> None:
@@ -74,16 +93,43 @@ def _show_plan(prepared: Prepared, args: TrainingArguments, console: Console) ->
     for column in table.columns[1:]:
         column.justify = "right"
     for module in plan_modules(prepared.model):
-        numbers = (module.n, module.r, module.equivalent_rank)
-        shown = ("-" if number is None else str(number) for number in numbers)
-        table.add_row(module.name, f"{module.d_out} x {module.d_in}", *shown, f"{module.parameters:,}")
+        table.add_row(module.name, f"{module.d_out} x {module.d_in}", *_planned(prepared.recipe, module))
     if table.row_count:  # else the head alone is trained
         console.print(table)
     _show_start(prepared, args, console)
+    _show_search(prepared.recipe, console)
     for line in prepared.task.preview(prepared.train, prepared.tokenizer):
         console.print(line, markup=False)
     _show_needs(prepared, args, console)
     console.print("dry run: nothing was written")
+
+
+def _planned(recipe: Recipe, module: ModulePlan) -> list[str]:
+    """n, r, equivalent rank and parameters of a module, as far as they are known before the run."""
+    unknown = {"n"} if recipe.adapter.get("n") == AUTO else set()
+    if recipe.searches_adapter and recipe.adapter_search.budget is not None:
+        unknown |= {"r", "parameters"}
+    shown: list[str] = []
+    for key in ("n", "r", "equivalent_rank", "parameters"):
+        value = getattr(module, key)
+        if key in unknown or (key == "equivalent_rank" and unknown):
+            shown.append(AUTO)
+        else:
+            shown.append("-" if value is None else f"{value:,}" if key == "parameters" else str(value))
+    return shown
+
+
+def _show_search(recipe: Recipe, console: Console) -> None:
+    if not recipe.searches_adapter:
+        return
+    search = recipe.adapter_search
+    what = "n" if search.budget is None else "r" if recipe.adapter.get("n") != AUTO else "n and r"
+    limit = "" if search.budget is None else f", for at most {search.budget:,} parameters in place of those above"
+    console.print(
+        f"auto     {what} of each module, chosen at the start of training by the gradient of {search.batches} "
+        f"batches{limit}",
+        markup=False,
+    )
 
 
 def _show_needs(prepared: Prepared, args: TrainingArguments, console: Console) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import MeloraError
 from ..training.adapter import adapter_config, attach
+from ..training.allocating import check_choice
 from ..training.arguments import check_training, training_arguments
 from ..training.base import load_base
 from ..training.data import read_validation
@@ -80,6 +81,7 @@ def _fits(job: Job, prepared: Prepared) -> int:
     adapter_config(job.recipe.adapter, cls.peft_type)
     base = load_base(find_model(job.recipe.model), job.recipe.model, prepared.task, on_meta=True)
     config = adapter_config(job.recipe.adapter, cls.peft_type, base.new_modules)
+    check_choice(job.recipe, base.model, config)
     own = dataclasses.replace(prepared, model=attach(base.model, config, on_meta=True))
     with tempfile.TemporaryDirectory() as nowhere:
         return disk_needed(own, training_arguments(job.recipe, prepared.task, Path(nowhere)))

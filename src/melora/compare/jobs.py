@@ -143,8 +143,6 @@ def _told(section: Any) -> dict[str, Any]:
     for item in dataclasses.fields(section):
         value = getattr(section, item.name)
         default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
-        if dataclasses.is_dataclass(value):
-            told[item.name] = _told(value)
-        elif value != default:
-            told[item.name] = value
+        if value != default:
+            told[item.name] = _told(value) if dataclasses.is_dataclass(value) else value
     return told

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 import melora  # noqa: F401 - registers MELORA
 
+from ..config import AUTO, MeloraConfig
 from ..errors import MeloraError
 from . import plain_methods  # noqa: F401 - registers HEAD, BIAS and FULL
 from .plain_configs import shown_targets
@@ -54,12 +56,14 @@ def adapter_config(adapter: Mapping[str, Any], task_type: str, modules_to_save: 
 
 
 def attach(model: Any, config: PeftConfig, *, on_meta: bool = False) -> PeftModel:
-    """Put a fresh adapter into the model (on_meta: shapes only, for a dry run).
+    """Put a fresh adapter into the model (on_meta: shapes only, for a dry run, where n=1 stands for n="auto").
 
     Raises:
         MeloraError: the config does not fit the model: targets not found, sizes not divisible, rank too high, nothing
             to train.
     """
+    if on_meta and isinstance(config, MeloraConfig) and config.n == AUTO:
+        config = replace(config, n=1)  # the counts are the same, whatever n is
     rank = getattr(config, "r", None)
     largest = max((max(m.weight.shape) for m in model.modules() if isinstance(m, torch.nn.Linear)), default=0)
     if isinstance(rank, int) and 0 < largest < rank:

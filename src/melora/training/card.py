@@ -111,6 +111,7 @@ def _adapter_facts(recipe: Recipe, modules: list[ModulePlan], counts: Counts) ->
     facts: list[tuple[str, Any]] = [
         ("n (minis)", span([module.n for module in modules])),
         ("r (rank of one mini)" if any(module.n for module in modules) else "r", span([m.r for m in modules])),
+        ("n or r chosen by", "gradients before training" if recipe.searches_adapter else "-"),
         ("equivalent rank", span([module.equivalent_rank for module in modules])),
         ("alpha", recipe.adapter.get("lora_alpha", "the method's default") if any(m.r for m in modules) else "-"),
         ("adapted modules", len(modules)),

@@ -28,6 +28,13 @@ def allow_cpus() -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 
+def lacks_weights() -> bool:
+    """Whether this rank's base model holds no values yet: with cpu_ram_efficient_loading one on a machine has them."""
+    wanted = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    sharded = all(os.environ.get(name, "false").lower() in ("true", "1") for name in wanted)
+    return sharded and int(os.environ.get("LOCAL_RANK", "0")) != 0
+
+
 def give_storage(model: Any) -> None:
     """Put what is to be trained on the CPU where it is on the meta device; the main rank's values come with sharding.
 

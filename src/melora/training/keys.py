@@ -5,7 +5,7 @@ from typing import Any
 
 import docstring_parser
 
-from .recipe import DataSpec, ModelSpec, Recipe
+from .recipe import AdapterSearch, DataSpec, ModelSpec, Recipe
 from .tasks import TASKS
 
 _OPEN = {
@@ -17,7 +17,7 @@ _OPEN = {
 def recipe_keys() -> str:
     """Every key of a recipe with its type's default and meaning, as indented lines."""
     lines = []
-    sections: dict[str, type[Any]] = {"model": ModelSpec, "data": DataSpec}
+    sections: dict[str, type[Any]] = {"model": ModelSpec, "data": DataSpec, "adapter_search": AdapterSearch}
     special = {name: task.data_section() for name, task in TASKS.items() if task.data_section() is not DataSpec}
     for name, help_text, default in _fields(Recipe):
         if name in sections:

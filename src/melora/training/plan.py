@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
+from ..initial import START
 from .adapter import adapter_and_head
 from .moved import module_of
 from .quantized import number_of_weights
@@ -68,8 +69,12 @@ def count_parameters(model: PeftModel) -> Counts:
     """Parameters of adapter, head (modules trained whole) and frozen base."""
     adapter, head = adapter_and_head(model)
     counts = [sum(parameter.numel() for parameter in group.values()) for group in (adapter, head)]
-    # PEFT keeps the untrained copy of a module that is trained whole; it is no part of the model.
-    kept = (value for name, value in model.named_parameters() if ".original_module." not in name)
+    # PEFT keeps the untrained copy of a module that is trained whole; it is no part of the model. Nor is a start.
+    kept = (
+        value
+        for name, value in model.named_parameters()
+        if ".original_module." not in name and not name.endswith(START)
+    )
     total = sum(map(number_of_weights, kept))
     lora = [module.lora_parameters for module in plan_modules(model)]
     known = [value for value in lora if value is not None]

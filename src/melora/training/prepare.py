@@ -1,36 +1,38 @@
 """Everything up to the first step: checks, data, base model, adapter. Nothing is written here."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import transformers
 from peft import PeftModel
 
+from ..allocation import Allocation, check_request
 from ..errors import MeloraError
 from .adapter import adapter_config, attach
+from .allocating import check_choice
 from .arguments import check_training
-from .base import fingerprint, load_base, load_tokenizer, longest_input
+from .base import Base, fingerprint, load_base, load_tokenizer, longest_input
 from .data import Split, read_splits
 from .ranks import is_main
 from .recipe import Recipe
 from .source import ModelSource, find_model
+from .start import prepare_start
 from .tasks import Encoded, Task, task_class
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to start.
+class Loaded:
+    """A run's data and base model, before there is an adapter.
 
     Attributes:
         recipe: what was asked for.
         source: where the base model is.
         task: with what it learned from the training labels.
         tokenizer: the base model's.
-        model: base model with a fresh adapter, on the CPU or the meta device.
-        new_modules: modules that the checkpoint had no weights for.
+        base: the base model, on the CPU or the meta device.
         train, validation: encoded examples.
         held_out: the validation rows as they were read.
         rows: how many rows of each there are, however many are packed into one example.
@@ -43,8 +45,7 @@ class Prepared:
     source: ModelSource
     task: Task
     tokenizer: Any
-    model: PeftModel
-    new_modules: list[str]
+    base: Base
     train: list[dict[str, Any]]
     validation: list[dict[str, Any]]
     held_out: Split
@@ -53,19 +54,44 @@ class Prepared:
     dropped: dict[str, int]
     fingerprint: str | None
 
+    @property
+    def new_modules(self) -> list[str]:
+        """Modules that the checkpoint had no weights for."""
+        return self.base.new_modules
+
+
+@dataclass(frozen=True)
+class Prepared(Loaded):
+    """A run that is ready to start.
+
+    Attributes:
+        model: base model with a fresh adapter, on the CPU or the meta device.
+        allocation: the n and r that were chosen for it; None if the recipe gives them.
+    """
+
+    model: PeftModel
+    allocation: Allocation | None = None
+
 
 def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
     """Check a recipe, from the cheapest check to the dearest, and build what it describes.
 
     Args:
-        recipe: what to build.
+        recipe: what to build; on the meta device it may leave n or r to be chosen.
         on_meta: build the model without its weights, for a dry run.
 
     Raises:
         MeloraError: whatever is wrong with the recipe, the data or the model.
     """
+    return adapt(load(recipe, on_meta=on_meta), on_meta=on_meta)
+
+
+def load(recipe: Recipe, *, on_meta: bool = False) -> Loaded:
+    """All of `prepare` but the adapter, which is checked as far as it can be without a model."""
     cls = task_class(recipe.task)
-    adapter_config(recipe.adapter, cls.peft_type)
+    config = adapter_config(recipe.adapter, cls.peft_type)
+    if recipe.searches_adapter:
+        check_request(config, recipe.adapter_search.budget)
     check_training(recipe.training, cls)
     splits = read_splits(recipe.data)
     task = cls.fit(splits[0])
@@ -82,15 +108,12 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
     mark = None if on_meta or not is_main() else fingerprint(base.model, base.new_modules)
     if base.new_modules:
         logger.info("new modules, trained and saved with the adapter: %s", ", ".join(base.new_modules))
-    config = adapter_config(recipe.adapter, cls.peft_type, base.new_modules)
-    model = attach(base.model, config, on_meta=on_meta)
-    return Prepared(
+    return Loaded(
         recipe=recipe,
         source=source,
         task=task,
         tokenizer=tokenizer,
-        model=model,
-        new_modules=base.new_modules,
+        base=base,
         train=task.arrange(train.examples, recipe),
         validation=validation.examples,
         held_out=splits[1],
@@ -99,6 +122,29 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
         dropped={name: part.dropped for name, part in encoded.items()},
         fingerprint=mark,
     )
+
+
+def adapt(loaded: Loaded, allocation: Allocation | None = None, *, on_meta: bool = False) -> Prepared:
+    """Put a fresh adapter into a loaded run's base model.
+
+    Args:
+        loaded: what `load` gave, right before: torch's random state decides the adapter's weights.
+        allocation: the n and r that were chosen, where the recipe leaves them open.
+        on_meta: the model has no weights.
+
+    Raises:
+        MeloraError: the adapter does not fit the model.
+    """
+    recipe, model = loaded.recipe, loaded.base.model
+    config = adapter_config(recipe.adapter, loaded.task.peft_type, loaded.new_modules)
+    if on_meta:
+        check_choice(recipe, model, config)
+    if allocation is not None:
+        config = allocation.apply(config)
+    if not on_meta:
+        config = prepare_start(loaded, config)
+    values = {item.name: getattr(loaded, item.name) for item in fields(Loaded)}
+    return Prepared(**values, model=attach(model, config, on_meta=on_meta), allocation=allocation)
 
 
 def _check_length(recipe: Recipe, source: ModelSource, tokenizer: Any) -> None:

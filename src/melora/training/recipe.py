@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ..config import AUTO
 from ..errors import MeloraError
 from .dataspec import LARGEST_SEED
 from .dataspec import DataSpec as DataSpec
@@ -39,6 +40,26 @@ class ModelSpec:
 
 
 @dataclass
+class AdapterSearch:
+    """A pass over training batches before training: its gradient chooses n, and under a budget r, for each module.
+
+    (melora.allocate.) It is also what adapter.init_weights: lora_ga starts from (melora.preprocess_lora_ga).
+
+    Args:
+        batches: how many batches of the training rows the gradient is taken of.
+        budget: most parameters of the adapter, for r to be chosen for each module too; null keeps adapter.r.
+    """
+
+    batches: int = 8
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("batches", self.batches), ("budget", self.budget)):
+            if value is not None and value < 1:
+                raise MeloraError(f"adapter_search.{name}: must be 1 or more, got {value}")
+
+
+@dataclass
 class Recipe:
     """A training run.
 
@@ -49,6 +70,8 @@ class Recipe:
         task: classification or regression.
         adapter: `method` (melora, any method of PEFT, or head, bias or full, which train without an adapter) and that
             method's own config fields.
+        adapter_search: how n is chosen with adapter.n: auto, and r under a budget, and what adapter.init_weights:
+            lora_ga starts from (see AdapterSearch).
         training: any field of transformers.TrainingArguments.
         head_learning_rate_ratio: learning rate of the modules that are trained whole, such as a new classifier, over
             training.learning_rate; the reference takes 0.5.
@@ -62,6 +85,7 @@ class Recipe:
     output: str
     task: str = "classification"
     adapter: dict[str, Any] = field(default_factory=lambda: {"method": "melora"})
+    adapter_search: AdapterSearch = field(default_factory=AdapterSearch)
     training: dict[str, Any] = field(default_factory=dict)
     head_learning_rate_ratio: float = 1.0
     seed: int = 0
@@ -76,8 +100,25 @@ class Recipe:
         positive("head_learning_rate_ratio", self.head_learning_rate_ratio, 1e6)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise MeloraError(f"seed: must be from 0 to {LARGEST_SEED}, got {self.seed}")
+        if self.adapter_search != AdapterSearch() and not (self.searches_adapter or self.starts_from_gradients):
+            raise MeloraError(
+                "adapter_search: is for adapter.method: melora with adapter.n: auto, with a budget, or with "
+                "adapter.init_weights: lora_ga; set that, or remove adapter_search"
+            )
         if not self.output.strip() or Path(self.output).name in ("", ".."):
             raise MeloraError(f"output: must name a new folder, got {self.output!r}; e.g. output: runs/first")
+
+    @property
+    def searches_adapter(self) -> bool:
+        """Whether n or r is to be chosen before training."""
+        is_melora = self.adapter.get("method", "melora") == "melora"
+        return is_melora and (self.adapter.get("n") == AUTO or self.adapter_search.budget is not None)
+
+    @property
+    def starts_from_gradients(self) -> bool:
+        """Whether A and B are read off gradients of the training data before training."""
+        is_melora = self.adapter.get("method", "melora") == "melora"
+        return is_melora and self.adapter.get("init_weights") == "lora_ga"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, every default filled in; `parse_recipe` of it gives the same recipe."""
@@ -114,6 +155,8 @@ def parse_recipe(values: Mapping[str, Any], where: str = "recipe") -> Recipe:
     for key in ("model", "data", "output"):
         if values.get(key) is None:
             raise MeloraError(f"{where}: key {key!r} is missing; every recipe needs model, data and output")
+    if "adapter_search" in values:
+        sections["adapter_search"] = AdapterSearch
     built = {key: _section(cls, values[key], key, where) for key, cls in sections.items()}
     rest = {key: value for key, value in values.items() if key not in sections}
     return Recipe(**built, **convert(Recipe, rest, ""))

@@ -9,17 +9,31 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainingArguments
 
+from .allocating import allocation_file, allocation_for
+from .allocation_plot import plot_allocation
 from .arguments import training_arguments
 from .card import model_card
 from .curves import plot_curves
 from .device import prepare_checkpointing
 from .environment import describe_environment
 from .failures import Stopped, TrainingError
-from .folder import ADAPTER, CHECKPOINTS, CURVES, ENVIRONMENT, METRICS, RESULTS, RunFolder, write_json, write_text
+from .folder import (
+    ADAPTER,
+    ALLOCATION,
+    ALLOCATION_PLOT,
+    CHECKPOINTS,
+    CURVES,
+    ENVIRONMENT,
+    METRICS,
+    RESULTS,
+    RunFolder,
+    write_json,
+    write_text,
+)
 from .losses import LossTrend, lower_rate
 from .measured import StepClock, forget_peak, peak_memory
 from .plan import count_parameters, plan_modules
-from .prepare import Prepared, prepare
+from .prepare import Prepared, adapt, load
 from .progress import MetricsFile, ProgressDisplay
 from .ranks import gather, in_turns, is_main, join, main_only, together
 from .recipe import Recipe
@@ -69,7 +83,9 @@ def train(
     join(use_cpu=bool(recipe.training.get("use_cpu")))
     with together():
         folder = RunFolder(recipe, overwrite=overwrite, resume=resume)
-    prepared = in_turns(lambda: prepare(recipe))
+    loaded = in_turns(lambda: load(recipe))
+    allocation = allocation_for(loaded, folder)
+    prepared = in_turns(lambda: adapt(loaded, allocation))
     with together():
         args = training_arguments(recipe, prepared.task, folder.partial / CHECKPOINTS)
         if on_ready is not None:
@@ -111,6 +127,7 @@ def _train_in(
         "base_model": {"name": prepared.source.name, "kind": prepared.source.kind, "fingerprint": prepared.fingerprint},
     }
     main_only(lambda: write_json(here / ENVIRONMENT, environment))
+    main_only(lambda: _write_allocation(here, prepared))
     modules, counts = plan_modules(model), count_parameters(model)
     prepare_checkpointing(model, args.activation_checkpointing_kwargs)
 
@@ -177,6 +194,15 @@ def _train_in(
 
     main_only(write)
     return results
+
+
+def _write_allocation(here: Path, prepared: Prepared) -> None:
+    """Before the first step, so that a run which goes on has the same."""
+    chosen = prepared.allocation
+    if chosen is not None and not (here / ALLOCATION).is_file():
+        write_json(here / ALLOCATION, allocation_file(prepared, chosen))
+        title = f"{prepared.source.name}: gradient of {chosen.batches} batches"
+        plot_allocation(chosen, title, here / ALLOCATION_PLOT)
 
 
 def _course(losses: LossTrend, rate: float) -> dict[str, Any]:

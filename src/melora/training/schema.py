@@ -5,7 +5,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 import yaml
@@ -105,9 +105,17 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, str) and isinstance(typed, int | float):
             raise TypeError("a quoted number is a string")
     except (jsonargparse.ArgumentError, TypeError, ValueError):
-        wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        raise MeloraError(f"{where}: must be of type {wanted}, got {value!r}") from None
+        raise MeloraError(f"{where}: must be of type {_type_name(hint)}, got {value!r}") from None
     return typed
+
+
+def _type_name(hint: Any) -> str:
+    """A type as a message names it: int, dict[str, int], int or 'auto'."""
+    if get_origin(hint) is Union and any(get_origin(part) is Literal for part in get_args(hint)):
+        return " or ".join(map(_type_name, get_args(hint)))
+    if get_origin(hint) is Literal and len(get_args(hint)) == 1:
+        return repr(get_args(hint)[0])
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
 def check_keys(values: Mapping[Any, Any], known: Iterable[str], where: str) -> None:

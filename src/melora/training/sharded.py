@@ -12,6 +12,8 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from ..initial import START
+
 _CHECKPOINTED = "_checkpoint_wrapped_module."  # what FSDP's own activation checkpointing puts into names
 
 
@@ -33,14 +35,15 @@ def whole(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
     """What PEFT needs as the state dict of a sharded model to save its adapter; None where no parameter is sharded.
 
-    That is all trainable parameters and all buffers (some methods keep theirs there), and none of the frozen base:
-    gathering that could take more memory than any rank has. Every rank must call this.
+    That is all trainable parameters, what a MELoRA's are measured from (initial.py), and all buffers (some methods keep
+    theirs there), and none of the frozen base: gathering that could take more memory than any rank has. Every rank must
+    call this.
     """
     reshard(model)
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not any(is_sharded(parameter) for parameter in trainable.values()):
+    own = {name: value for name, value in model.named_parameters() if value.requires_grad or name.endswith(START)}
+    if not any(is_sharded(parameter) for parameter in own.values()):
         return None
-    return whole({**trainable, **dict(model.named_buffers())})
+    return whole({**own, **dict(model.named_buffers())})
 
 
 def reshard(model: torch.nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch.utils.benchmark import timer
 
 from ..errors import MeloraError
 from .adapter import adapter_and_head
+from .allocating import with_some_n
 from .arguments import training_arguments
 from .device import prepare_checkpointing
 from .measured import StepClock
@@ -67,7 +68,7 @@ def time_step(recipe: Recipe, steps: int = 1) -> StepTime:
     """
     if steps < 1:
         raise MeloraError(f"steps: must be 1 or more, got {steps}")
-    prepared = prepare(recipe)
+    prepared = prepare(with_some_n(recipe))
     trial = replace(recipe, training={**recipe.training, **_QUIET, "max_steps": 1 + steps})
     clock = StepClock()
     # TrainingArguments and the Trainer want a folder, and the Trainer makes it.

@@ -1,0 +1,41 @@
+"""What the adapter of a run starts from, where that is the gradient of the training data or lies with another rank."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from peft import PeftConfig
+
+from ..config import MeloraConfig
+from ..lora_ga import preprocess_lora_ga
+from .fsdp import lacks_weights
+from .gradient_pass import gradient_pass
+
+if TYPE_CHECKING:
+    from .prepare import Loaded
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_start(loaded: "Loaded", config: PeftConfig) -> PeftConfig:
+    """Do what has to come before an adapter is made, and return the config to make it by.
+
+    With init_weights="lora_ga" gradients are taken of adapter_search.batches training batches, drawn by the recipe's
+    seed: a resumed run and every rank start alike. A rank that has no weights yet takes none and reads none off; its
+    share of A and B comes with sharding.
+
+    Args:
+        loaded: the run, with weights.
+        config: the adapter's.
+
+    Raises:
+        MeloraError: see `melora.preprocess_lora_ga`.
+    """
+    if not isinstance(config, MeloraConfig):
+        return config
+    if lacks_weights():
+        return config.awaiting_tensors()
+    if config.init_weights == "lora_ga":
+        with gradient_pass(loaded) as batches:
+            logger.info("the adapter starts from the gradient of %d batches", len(batches))
+            preprocess_lora_ga(loaded.base.model, config, batches, device="cpu", seed=loaded.recipe.seed)
+    return config
