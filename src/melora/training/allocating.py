@@ -35,6 +35,12 @@ def check_choice(recipe: Recipe, model: Any, config: PeftConfig) -> None:
         modules_to_choose_for(model, config, recipe.adapter_search.budget)
 
 
+def what_is_chosen(recipe: Recipe) -> str:
+    """For a person: what of n and r a recipe leaves open."""
+    open_n, open_r = recipe.adapter.get("n") == AUTO, recipe.adapter_search.budget is not None
+    return "n and r" if open_n and open_r else "n" if open_n else "r"
+
+
 def with_some_n(recipe: Recipe) -> Recipe:
     """The recipe with a number in place of n: auto, and without a search: for what costs the same whatever n is."""
     n = {"n": 1} if recipe.adapter.get("n") == AUTO else {}
@@ -88,7 +94,7 @@ def _choose(loaded: "Loaded") -> Allocation:
     with tempfile.TemporaryDirectory() as nowhere:  # which TrainingArguments wants, and leaves empty
         args = training_arguments(recipe, loaded.task, Path(nowhere))
     batches = _batches(loaded, search.batches, args.train_batch_size)
-    logger.info("choosing the adapter's n and r by the gradient of %d batches", len(batches))
+    logger.info("choosing %s of each module by the gradient of %d batches", what_is_chosen(recipe), len(batches))
     home = next(model.parameters()).device
     move = recipe.model.quantization is None  # bitsandbytes' layers lie where they were loaded
     autocast = torch.autocast(args.device.type, torch.bfloat16) if args.bf16 else nullcontext()
