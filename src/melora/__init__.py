@@ -2,6 +2,7 @@
 
 from .allocation import Allocation, allocate
 from .analysis import inspect_adapter
+from .calibration import calibrate
 from .config import MeloraConfig
 from .conversion import export_lora
 from .errors import MeloraError
@@ -19,6 +20,7 @@ __all__ = [
     "MeloraLayer",
     "MeloraModel",
     "allocate",
+    "calibrate",
     "export_lora",
     "inspect_adapter",
     "load_adapter",

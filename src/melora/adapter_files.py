@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from .config import MeloraConfig
 from .errors import MeloraError
 from .file_modules import PREFIX, ModuleFactors, read_modules
+from .permutation import check_orders
 from .untrusted import own_file, read_header, read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -45,9 +46,25 @@ class AdapterFiles:
         A, B = tensors[module.A_key], tensors[module.B_key]
         return (A, B) if A.dim() > 2 else (A[None], B[None])
 
+    def core(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:
+        """C of a module whose ranks a learned core mixes, (r, n, n)."""
+        return None if module.C_key is None else tensors[module.C_key]
+
+    def order(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:
+        """The order of a module's channels that a calibration found, (d_in + d_out,).
+
+        Raises:
+            MeloraError: it is none.
+        """
+        if module.P_key is None:
+            return None
+        order = tensors[module.P_key]
+        check_orders(f"{self.path / WEIGHTS_FILE}: {module.name}", order, module.d_in, module.d_out)
+        return order
+
     def other_keys(self) -> list[str]:
         """Names of the tensors that are no factors: trained heads and biases."""
-        factors = {key for module in self.modules for key in (module.A_key, module.B_key)}
+        factors = {key for module in self.modules for key in module.keys}
         return [key for key in self.shapes if key not in factors]
 
 

@@ -17,6 +17,10 @@ LARGEST_SIZE = 2**24
 # n is to be chosen for each module, by its gradient (allocation.py).
 AUTO: Literal["auto"] = "auto"
 
+MIXING = ("none", "learned", "shuffle")
+
+PERMUTE = ("none", "strided", "correlation")
+
 _BIAS = ("none", "all", "melora_only", "lora_only")
 
 
@@ -66,6 +70,14 @@ class MeloraConfig(PeftConfig):
         rank_pattern: {name or regular expression: r} for modules that differ.
         alpha_pattern: {name or regular expression: lora_alpha} for modules that differ.
         n_pattern: {name or regular expression: n} for modules that differ.
+        mixing: how information crosses the blocks. "none": not at all, the paper's method. "learned": block (i, j) of
+            the update is B_i diag(C[:, i, j]) A_j with a trained core C of r n^2 numbers a module that starts at the
+            identity, so that training starts as MELoRA (BoRA's form, ICLR 2026). "shuffle": ranks change places between
+            blocks by a fixed rule, no further numbers, n must divide r (GraLoRA's form, NeurIPS 2025).
+        permute: which channels of a linear layer each mini gets. "none": neighbours, as in the paper. "strided": mini i
+            gets the channels i, i + n, i + 2 n, ... of the input and of the output. "correlation": channels that go
+            together on a batch, found by melora.calibrate before training and saved as a list of indexes. The adapter
+            is then computed as the LoRA of rank n * r that it is, at that LoRA's speed.
         trainable_token_indices: rows of the token embedding to train, as for LoRA.
         target_parameters: names, or their ends, of parameters to adapt directly: the stacked weights of experts. With
             target_modules=[] they alone are adapted.
@@ -102,6 +114,13 @@ class MeloraConfig(PeftConfig):
         default_factory=dict, metadata={"help": "{module: lora_alpha} where lora_alpha differs"}
     )
     n_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "{module: n} where n differs"})
+    mixing: Literal["none", "learned", "shuffle"] = field(
+        default="none",
+        metadata={"help": "exchange between blocks: none, learned (r n^2 further numbers) or shuffle (n divides r)"},
+    )
+    permute: Literal["none", "strided", "correlation"] = field(
+        default="none", metadata={"help": "which channels each mini gets: none (neighbours), strided or correlation"}
+    )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "rows of the token embedding to train"}
     )
@@ -134,6 +153,9 @@ class MeloraConfig(PeftConfig):
             raise MeloraError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
         if self.bias not in _BIAS:
             raise MeloraError(f"bias must be one of {', '.join(_BIAS)}, got {self.bias!r}")
+        for name, known in (("mixing", MIXING), ("permute", PERMUTE)):
+            if getattr(self, name) not in known:
+                raise MeloraError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.init_weights not in (True, False, "gaussian"):
             raise MeloraError(f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}")
         if isinstance(self.target_modules, list | tuple):

@@ -21,6 +21,7 @@ from .config import MeloraConfig
 from .dispatch import layer_class
 from .errors import MeloraError
 from .parameters import check_config, check_parameter
+from .shapes import check_exchange
 
 
 def module_settings(config: MeloraConfig, module: str) -> tuple[int, int, float]:
@@ -66,7 +67,9 @@ def check_targets(model: nn.Module, config: MeloraConfig) -> None:
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         _check_called(name, model)
         r, n, _ = module_settings(config, name)
-        layer_class(name, base, resolve_quantization_backend(base, **quantization)).check_base(name, base, n, r)
+        cls = layer_class(name, base, resolve_quantization_backend(base, **quantization))
+        cls.check_base(name, base, n, r)
+        cls.check_options(name, base, n, r, config)
     _check_parameters(config, model, targeted, parameters)
 
 
@@ -142,6 +145,9 @@ def _check_parameters(
             )
         r, n, _ = module_settings(config, key)
         check_parameter(key, base, parameter_name, n, r)
+        check_exchange(key, n, r, config.mixing)
+        if config.permute != "none":
+            raise MeloraError(f"{key}: permute={config.permute!r} is for linear layers: use permute='none'")
 
 
 def _check_n_pattern(config: MeloraConfig, targeted: list[str]) -> None:

@@ -11,7 +11,7 @@ from melora.training.allocation_plot import plot_allocation
 @pytest.mark.parametrize("budget", [None, 10**6])
 def test_a_panel_for_each_kind_of_module(tmp_path: Path, layers: int, budget: int | None) -> None:
     names = [f"layers.{i}.{leaf}" for i in range(layers) for leaf in ("q", "v")] + ["pooler"]
-    modules = tuple(ModuleAllocation(name, 32, 16, 7.5, 4, 1) for name in names)
+    modules = tuple(ModuleAllocation(name, 32, 16, 7.5, 4, 1, 48) for name in names)
     plot_allocation(Allocation(modules, budget, 8), "a title", tmp_path / "allocation.png")
     with Image.open(tmp_path / "allocation.png") as picture:
         assert picture.size == (1350, round(150 * (1.0 + 1.7 * 3)))

@@ -110,6 +110,8 @@ def _planned(recipe: Recipe, module: ModulePlan) -> list[str]:
     unknown = {"n"} if recipe.adapter.get("n") == AUTO else set()
     if recipe.searches_adapter and recipe.adapter_search.budget is not None:
         unknown |= {"r", "parameters"}
+    if unknown and recipe.adapter.get("mixing") == "learned":  # whose core has r n^2
+        unknown.add("parameters")
     shown: list[str] = []
     for key in ("n", "r", "equivalent_rank", "parameters"):
         value = getattr(module, key)

@@ -1,0 +1,30 @@
+"""The modules that hold an adapter's trained numbers."""
+
+import torch
+from torch import nn
+
+
+class MiniFactors(nn.Module):
+    """One factor of all n minis of one adapter: `weight` of shape (n, rows, columns), or with more columns' sizes.
+
+    A module of its own, named melora_A or melora_B, since PEFT's hotswap and FSDP's wrap policy look for that.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*shape))
+
+    def extra_repr(self) -> str:
+        n, rows, *columns = self.weight.shape
+        return f"n={n}, rows={rows}, columns={'x'.join(map(str, columns))}"
+
+
+class Core(nn.Module):
+    """What mixes the ranks of one adapter across blocks: `weight` of shape (r, n, n), for experts (E, r, n, n)."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(*shape))
+
+    def extra_repr(self) -> str:
+        return f"r={self.weight.shape[-3]}, n={self.weight.shape[-1]}"
