@@ -16,12 +16,12 @@ from .untrusted import check_auto_mapping
 # No weight has this many rows or columns. A larger r or n is a slip (or an attack), caught before any module is seen.
 LARGEST_SIZE = 2**24
 
+# n is to be chosen for each module, by its gradient (allocation.py).
+AUTO: Literal["auto"] = "auto"
+
 MIXING = ("none", "learned", "shuffle")
 
 PERMUTE = ("none", "strided", "correlation")
-
-# n is to be chosen for each module, by its gradient (allocation.py).
-AUTO: Literal["auto"] = "auto"
 
 _BIAS = ("none", "all", "melora_only", "lora_only")
 

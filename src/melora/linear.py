@@ -34,8 +34,8 @@ class Linear(AdaptedLayer):
             first, *active = active
             dtype = self.autocast_dtype(x)
             bias = cast(torch.Tensor | None, base.bias)
-            if dtype != x.dtype:
-                # The casts that F.linear does for the base, done once here for base and adapter.
+            if dtype != x.dtype or (weight.dtype != dtype and torch.is_autocast_enabled(x.device.type)):
+                # The casts that autocast does for the base's F.linear, which backward would miss; x may have its own.
                 bias = None if bias is None else bias.to(dtype)
                 weight = weight.to(dtype)
             A, B, scaling, dropout = self._arguments(first, dtype)

@@ -11,7 +11,7 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from melora import export_lora, inspect_adapter
+from melora import MeloraError, export_lora, inspect_adapter
 from melora.training.evaluate import evaluate, restore
 from melora.training.merged import export_merged
 from melora.training.prepare import prepare
@@ -76,3 +76,38 @@ def test_the_start_of_a_recipe_depends_on_its_seed_alone(make_recipe: Callable[.
 def test_a_dry_run_needs_no_gradients(make_recipe: Callable[..., Recipe]) -> None:
     model = prepare(recipe_of(make_recipe, "lora_ga"), on_meta=True).model
     assert all(parameter.is_meta for name, parameter in model.named_parameters() if name.endswith("start"))
+
+
+ORDERED = {"permute": "correlation", "mixing": "learned"}
+
+
+def ordered_recipe(make_recipe: Callable[..., Recipe], **training: Any) -> Recipe:
+    return make_recipe(adapter=ORDERED, training={"num_train_epochs": 1, "learning_rate": 0.01, **training})
+
+
+def test_channels_are_ordered_before_training_and_the_run_resumed_bit_for_bit(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    steps = {"eval_strategy": "steps", "eval_steps": 4}
+    whole = train(ordered_recipe(make_recipe, **steps)).path
+    cut = parse_recipe({**ordered_recipe(make_recipe, **steps).to_dict(), "output": str(tmp_path / "cut")})
+    with pytest.raises(KeyboardInterrupt):
+        train_with(cut, At(6, interrupt))
+    assert content(train(cut, resume=True).path) == content(whole)
+    results = json.loads((whole / "results.json").read_text())
+    assert evaluate(whole)["metrics"] == pytest.approx(results["metrics"], abs=1e-5)
+    tensors = load_file(whole / "adapter" / "adapter_model.safetensors")
+    orders = [value for key, value in tensors.items() if key.endswith("melora_P.weight")]
+    assert len(orders) == 4
+    assert not any(torch.equal(order, order.sort().values) for order in orders)
+    batch = {"input_ids": torch.tensor([[2, 4, 7, 10, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+    wanted = restore(whole).with_adapter()(**batch).logits
+    export_lora(whole / "adapter", tmp_path / "lora")
+    as_lora = PeftModel.from_pretrained(restore(whole).base.model, str(tmp_path / "lora")).eval()
+    torch.testing.assert_close(as_lora(**batch).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_sharded_layers_can_t_be_ordered(make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(MeloraError, match="adapter.permute: correlation looks at whole layers, which FSDP shards"):
+        prepare(ordered_recipe(make_recipe))

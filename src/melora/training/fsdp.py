@@ -8,7 +8,12 @@ import torch
 
 def is_on_cpus() -> bool:
     """Whether `accelerate launch` was told to shard, where there is nothing but CPUs."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not torch.accelerator.is_available()
+    return is_sharded() and not torch.accelerator.is_available()
+
+
+def is_sharded() -> bool:
+    """Whether `accelerate launch` was told to shard."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def allow_cpus() -> None:

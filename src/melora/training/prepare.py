@@ -17,7 +17,7 @@ from .data import Split, read_splits
 from .ranks import is_main
 from .recipe import Recipe
 from .source import ModelSource, find_model
-from .start import prepare_start
+from .start import order_channels, prepare_start
 from .tasks import Encoded, Task, task_class
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,10 @@ def adapt(loaded: Loaded, allocation: Allocation | None = None, *, on_meta: bool
     if not on_meta:
         config = prepare_start(loaded, config)
     values = {item.name: getattr(loaded, item.name) for item in fields(Loaded)}
-    return Prepared(**values, model=attach(model, config, on_meta=on_meta), allocation=allocation)
+    adapted = attach(model, config, on_meta=on_meta)
+    if not on_meta:
+        order_channels(loaded, adapted, config)
+    return Prepared(**values, model=adapted, allocation=allocation)
 
 
 def _check_length(recipe: Recipe, source: ModelSource, tokenizer: Any) -> None:

@@ -3,11 +3,13 @@
 import logging
 from typing import TYPE_CHECKING
 
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
 
+from ..calibration import calibrate
 from ..config import MeloraConfig
+from ..errors import MeloraError
 from ..lora_ga import preprocess_lora_ga
-from .fsdp import lacks_weights
+from .fsdp import is_sharded, lacks_weights
 from .gradient_pass import gradient_pass
 
 if TYPE_CHECKING:
@@ -39,3 +41,26 @@ def prepare_start(loaded: "Loaded", config: PeftConfig) -> PeftConfig:
             logger.info("the adapter starts from the gradient of %d batches", len(batches))
             preprocess_lora_ga(loaded.base.model, config, batches, device="cpu", seed=loaded.recipe.seed)
     return config
+
+
+def order_channels(loaded: "Loaded", model: PeftModel, config: PeftConfig) -> None:
+    """Calibrate an adapter with permute="correlation" on the same batches, as prepare_start's gradients are.
+
+    Args:
+        loaded: the run, whose base model is in `model`.
+        model: the adapted model.
+        config: the adapter's.
+
+    Raises:
+        MeloraError: see `melora.calibrate`; or the model is sharded, where no rank could see whole layers.
+    """
+    if not isinstance(config, MeloraConfig) or config.permute != "correlation":
+        return
+    if is_sharded():
+        raise MeloraError(
+            "adapter.permute: correlation looks at whole layers, which FSDP shards: train on one device or by DDP, or "
+            "set permute=strided"
+        )
+    with gradient_pass(loaded) as batches:
+        count = calibrate(model, batches)
+    logger.info("the channels of %d modules are ordered by correlation on %d batches", count, len(batches))
