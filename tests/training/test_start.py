@@ -109,5 +109,5 @@ def test_channels_are_ordered_before_training_and_the_run_resumed_bit_for_bit(
 
 def test_sharded_layers_can_t_be_ordered(make_recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(MeloraError, match="adapter.permute: correlation looks at whole layers, which FSDP shards"):
+    with pytest.raises(MeloraError, match=r"adapter\.permute: correlation looks at whole layers, which FSDP shards"):
         prepare(ordered_recipe(make_recipe))
