@@ -20,6 +20,7 @@ from melora.training.arguments import training_arguments
 from melora.training.evaluate import evaluate, restore
 from melora.training.instructions.sft import SftAdapterTrainer
 from melora.training.merged import export_merged
+from melora.training.mini_outputs import measure_run
 from melora.training.prepare import prepare
 from melora.training.recipe import parse_recipe
 from melora.training.run import train
@@ -266,3 +267,10 @@ def test_a_resumed_run_logs_what_one_left_alone_logs(
     assert any("mean_token_accuracy" in event for event in logs[0])
     adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (whole, resumed)]
     assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
+
+
+def test_the_minis_outputs_are_compared(instruct_values: dict[str, Any]) -> None:
+    report = measure_run(train(parse_recipe(instruct_values)).path, rows=4)
+    assert report.rows == 4
+    assert len(report.layers) == 4
+    assert all(layer is not None and 0 <= layer.trained <= 1 for layer in report.layers.values())
