@@ -1,10 +1,10 @@
 """How different the minis of an adapter are: their subspaces, and their outputs.
 
 Each mini reads a slice of the input of its own, so that the row spaces of A_i and A_j lie in different coordinates.
-They are compared after aligning the slices as they lie: channel k of slice i with channel k of slice j, and likewise the
-column spaces of B_i. The rotation that fits best, the other alignment at hand, makes any two subspaces of one dimension
-coincide, so that nothing would be left to measure. The order of the channels is the base model's; where it means nothing
-there (as within a hidden state), only likeness beyond chance would tell of a common cause.
+They are compared after aligning the slices as they lie: channel k of slice i with channel k of slice j, and likewise
+the column spaces of B_i. The rotation that fits best, the other alignment at hand, makes any two subspaces of one size
+coincide, so that nothing would be left to measure. The order of the channels is the base model's; where it means
+nothing there (as within a hidden state), only likeness beyond chance would tell of a common cause.
 """
 
 import math
@@ -55,7 +55,8 @@ def column_spaces(module: ModuleFactors, B: torch.Tensor) -> torch.Tensor:
     if module.kind == "parameter" and B.dim() == 4:
         return B.transpose(0, 1).mT
     if module.kind == "convolution":
-        return B.unflatten(1, (module.r // B.shape[2], -1)).transpose(0, 1).mT
+        groups: torch.Tensor = B.unflatten(1, (module.r // B.shape[2], -1))
+        return groups.transpose(0, 1).mT
     return B.mT.unsqueeze(0)
 
 

@@ -135,7 +135,8 @@ def _overlap_cells(overlap: Overlap | None) -> tuple[str, str, str]:
 def _overlap_words(overlap: Overlap | None) -> str:
     if overlap is None:
         return "no pair of minis that are not zero"
-    words = f"{overlap.mean:.4f} over {overlap.pairs:,} pairs of minis, {_spread(overlap.chance, overlap.chance_deviation)} by chance"
+    chance = _spread(overlap.chance, overlap.chance_deviation)
+    words = f"{overlap.mean:.4f} over {overlap.pairs:,} pairs of minis, {chance} by chance"
     if overlap.chance_deviation:
         words += f" ({(overlap.mean - overlap.chance) / overlap.chance_deviation:+.1f} deviations)"
     return words

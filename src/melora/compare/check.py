@@ -11,6 +11,7 @@ from ..training.arguments import check_training, training_arguments
 from ..training.base import load_base
 from ..training.data import read_validation
 from ..training.memory import disk_needed, free_disk
+from ..training.optimizer import check_rates
 from ..training.prepare import Prepared, prepare
 from ..training.source import find_model
 from .jobs import Cell, Job, cells, check_distinct
@@ -81,5 +82,6 @@ def _fits(job: Job, prepared: Prepared) -> int:
     base = load_base(find_model(job.recipe.model), job.recipe.model, prepared.task, on_meta=True)
     config = adapter_config(job.recipe.adapter, cls.peft_type, base.new_modules)
     own = dataclasses.replace(prepared, model=attach(base.model, config, on_meta=True))
+    check_rates(job.recipe, own.model)
     with tempfile.TemporaryDirectory() as nowhere:
         return disk_needed(own, training_arguments(job.recipe, prepared.task, Path(nowhere)))

@@ -20,7 +20,7 @@ from .recipe import parse_recipe
 from .schema import apply_overrides
 
 ROWS = 64
-# Kept of every layer's input: tokens x d_in numbers, 19 MB for MiniLM's 12 layers, about 1 GB for 64 layers of width 4096.
+# Kept of every layer's input: tokens x d_in numbers, 19 MB for MiniLM's 12 layers, 1 GB for 64 layers of width 4096.
 TOKENS = 1024
 DRAWS = 8
 _ROWS_AT_ONCE = 8
@@ -32,8 +32,8 @@ class OutputLikeness:
 
     Attributes:
         trained: the mean over pairs of minis.
-        random: the same with an untrained A (uniform, as it starts) and the trained B, the mean of DRAWS draws: what the
-            likeness of the input's slices, the sizes and the number of tokens give by themselves.
+        random: the same with an untrained A (uniform, as it starts) and the trained B, the mean of DRAWS draws: what
+            the likeness of the input's slices, the sizes and the number of tokens give by themselves.
         random_deviation: the standard deviation of the draws.
         tokens: how many tokens.
     """
@@ -167,7 +167,8 @@ class _Inputs:
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """The batches, each as the one that is looked at from then on."""
-        for self._now, batch in enumerate(self._batches):
+        for number, batch in enumerate(self._batches):
+            self._now = number
             yield dict(batch)
 
     def take(self, name: str, x: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from .adapter import adapter_config, attach
 from .arguments import check_training
 from .base import fingerprint, load_base, load_tokenizer, longest_input
 from .data import Split, read_splits
+from .optimizer import check_rates
 from .ranks import is_main
 from .recipe import Recipe
 from .source import ModelSource, find_model
@@ -84,6 +85,7 @@ def prepare(recipe: Recipe, *, on_meta: bool = False) -> Prepared:
         logger.info("new modules, trained and saved with the adapter: %s", ", ".join(base.new_modules))
     config = adapter_config(recipe.adapter, cls.peft_type, base.new_modules)
     model = attach(base.model, config, on_meta=on_meta)
+    check_rates(recipe, model)
     return Prepared(
         recipe=recipe,
         source=source,

@@ -274,3 +274,12 @@ def test_the_minis_outputs_are_compared(instruct_values: dict[str, Any]) -> None
     assert report.rows == 4
     assert len(report.layers) == 4
     assert all(layer is not None and 0 <= layer.trained <= 1 for layer in report.layers.values())
+
+
+def test_b_has_its_own_rate_in_trls_trainer(instruct_values: dict[str, Any]) -> None:
+    values = {**instruct_values, "loraplus_lr_ratio": 4.0}
+    values["training"] |= {"max_steps": 1, "lr_scheduler_type": "constant", "eval_strategy": "no"}
+    result = train(parse_recipe(values))
+    tensors = load_file(result.path / "adapter" / "adapter_model.safetensors")
+    moves = torch.cat([tensor.flatten().abs() for name, tensor in tensors.items() if "melora_B" in name])
+    assert moves.median() == pytest.approx(0.08, rel=1e-3)
