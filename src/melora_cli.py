@@ -146,10 +146,36 @@ def _add_inspect(commands: "argparse._SubParsersAction[Parser]") -> None:
         "inspect",
         help="measure an adapter layer by layer",
         description="Per layer: shape, n, r, equivalent rank, measured rank and effective rank of dW, norm and "
-        "parameters; and totals against a LoRA of equal rank. Needs no base model.",
+        "parameters; and totals against a LoRA of equal rank. On request, how different the minis are. Needs no base "
+        "model but for --outputs.",
+        epilog="example: melora inspect runs/quickstart --diversity --outputs --plot diversity.png",
     )
     inspect.add_argument("run", metavar="RUN_OR_ADAPTER", help="a run folder, or an adapter folder")
-    inspect.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    inspect.add_argument(
+        "--diversity",
+        action="store_true",
+        help="a second table: the share of dW off the diagonal blocks, and the angles between the minis' subspaces "
+        "beside chance",
+    )
+    inspect.add_argument(
+        "--blocks",
+        type=int,
+        metavar="N",
+        help="measure the share off the diagonal against N blocks, for a LoRA say (default: each module's own n)",
+    )
+    inspect.add_argument(
+        "--outputs",
+        action="store_true",
+        help="run the base model on a batch, on the CPU, and compare the minis' outputs; needs a run folder",
+    )
+    inspect.add_argument(
+        "--data", metavar="FILE", help="with --outputs: rows of this file instead of the recipe's validation data"
+    )
+    inspect.add_argument("--rows", type=int, metavar="N", help="with --outputs: at most so many rows (default: 64)")
+    inspect.add_argument("--plot", metavar="FILE.png", help="draw the diversity layer by layer")
+    inspect.add_argument(
+        "--json", action="store_true", help="print JSON, with all that was measured, instead of tables"
+    )
 
 
 def _add_push(commands: "argparse._SubParsersAction[Parser]") -> None:

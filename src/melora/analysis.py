@@ -1,4 +1,4 @@
-"""What is in a trained adapter: counts, rank, effective rank and size of every update, from the factors alone."""
+"""What is in a trained adapter: counts, rank, size and place of every update, diversity of minis, from the factors."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -7,7 +7,12 @@ from typing import Any
 import torch
 
 from .adapter_files import ModuleFactors, read_adapter
-from .lora_layout import lora_factors
+from .config import positive_int
+from .diversity import Overlap, column_spaces, mean_overlap, row_spaces, subspace_overlap
+from .errors import MeloraError
+from .lora_layout import dense_factors
+from .off_diagonal import off_diagonal_share
+from .ops.mixing import dense_columns
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,10 @@ class LayerReport:
         norm: Frobenius norm of dW, scaling included.
         parameters: numbers in A and B, starts aside.
         lora_parameters: what a LoRA of the same equivalent rank needs.
+        blocks: the number of diagonal blocks that `off_diagonal` is measured against.
+        off_diagonal: the share of ||dW||_F^2 outside them; None for one block, an embedding, or dW = 0.
+        row_overlap, column_overlap: how alike the minis' A and B are, by the angles between their row and column
+            spaces; None without two minis that are not zero.
     """
 
     name: str
@@ -39,6 +48,10 @@ class LayerReport:
     norm: float
     parameters: int
     lora_parameters: int
+    blocks: int
+    off_diagonal: float | None
+    row_overlap: Overlap | None
+    column_overlap: Overlap | None
 
 
 @dataclass(frozen=True)
@@ -64,24 +77,60 @@ class AdapterReport:
         """Parameters of a LoRA of the same rank in every layer."""
         return sum(layer.lora_parameters for layer in self.layers)
 
+    @property
+    def off_diagonal(self) -> float | None:
+        """The share of the squared norm of all updates together, as far as it is measured, outside their blocks."""
+        measured = [(layer.off_diagonal, layer.norm**2) for layer in self.layers if layer.off_diagonal is not None]
+        total = sum(square for _, square in measured)
+        return sum(share * square for share, square in measured) / total if total else None
+
+    @property
+    def row_overlap(self) -> Overlap | None:
+        """Over all pairs of minis of all layers."""
+        return mean_overlap([layer.row_overlap for layer in self.layers])
+
+    @property
+    def column_overlap(self) -> Overlap | None:
+        """Over all pairs of minis of all layers."""
+        return mean_overlap([layer.column_overlap for layer in self.layers])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, totals included."""
-        totals = {"parameters": self.parameters, "lora_parameters": self.lora_parameters}
-        return {**asdict(self), **totals}
+        overlaps = {"row_overlap": self.row_overlap, "column_overlap": self.column_overlap}
+        return {
+            **asdict(self),
+            "parameters": self.parameters,
+            "lora_parameters": self.lora_parameters,
+            "off_diagonal": self.off_diagonal,
+            **{name: None if overlap is None else asdict(overlap) for name, overlap in overlaps.items()},
+        }
 
 
-def inspect_adapter(path: str | Path) -> AdapterReport:
+def inspect_adapter(path: str | Path, *, blocks: int | None = None) -> AdapterReport:
     """Measure every module of a MELoRA or LoRA adapter folder.
 
+    Args:
+        path: the folder.
+        blocks: how many diagonal blocks to measure `off_diagonal` against; by default each module's own n.
+
     Raises:
-        MeloraError: the folder is damaged (see read_adapter).
+        MeloraError: the folder is damaged (see read_adapter), a factor is not finite, or `blocks` does not divide both
+            sizes of a module.
     """
+    if blocks is not None:
+        positive_int("blocks", blocks)
     files = read_adapter(path)
     tensors = files.load()
     layers = []
     for module in files.modules:
         A, B = files.factors(tensors, module)
-        s = singular_values(*_matrices(module, A, B, files.core(tensors, module)), module.scaling)
+        core = files.core(tensors, module)
+        for key, factor in ((module.A_key, A), (module.B_key, B), (module.C_key, core)):
+            if factor is not None and not torch.isfinite(factor).all():
+                raise MeloraError(f"{path}: {key} holds NaN or infinity; the training diverged, train again")
+        compared = blocks or module.n
+        off_diagonal = off_diagonal_share(module, A, B, compared, core, files.order(tensors, module))
+        s = singular_values(*_matrices(module, A, B, core), module.scaling)
         layers.append(
             LayerReport(
                 name=module.name,
@@ -95,6 +144,10 @@ def inspect_adapter(path: str | Path) -> AdapterReport:
                 norm=float(s.square().sum().sqrt()),
                 parameters=module.parameters,
                 lora_parameters=module.lora_parameters,
+                blocks=compared,
+                off_diagonal=off_diagonal,
+                row_overlap=subspace_overlap(row_spaces(module, A)),
+                column_overlap=subspace_overlap(column_spaces(module, B)),
             )
         )
     other = sum(tensors[key].numel() for key in files.other_keys())
@@ -111,7 +164,10 @@ def _matrices(
     without groups.)
     """
     if module.mixing != "none":
-        return _dense_factors(module, A, B, core)
+        if module.kind == "embedding":
+            return A.flatten(0, 1)[None], dense_columns(B.double(), core, module.mixing == "shuffle")[None]
+        rows, columns = dense_factors(module, A, B, core)
+        return rows[None] if rows.dim() == 2 else rows, columns[None] if columns.dim() == 2 else columns
     if module.kind == "embedding":
         return A.flatten(0, 1)[None], torch.block_diag(*B)[None]
     if module.kind == "parameter" and A.dim() == 4:
@@ -120,19 +176,6 @@ def _matrices(
         spanned = A.shape[1] // B.shape[2]  # groups of the base that a mini spans, each with its own share of the ranks
         return A.flatten(2), torch.stack([torch.block_diag(*mini) for mini in B.unflatten(1, (spanned, -1))])
     return A, B
-
-
-def _dense_factors(
-    module: ModuleFactors, A: torch.Tensor, B: torch.Tensor, core: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`_matrices` where no matrix is block-diagonal: one of rank n * r, for experts one each."""
-    rank, A = module.equivalent_rank, A.double()
-    if module.kind == "parameter" and A.dim() == 4:
-        cores = [None] * module.experts if core is None else list(core)
-        pairs = [lora_factors(A[:, e], B[:, e].double(), 1.0, rank, module.mixing, c) for e, c in enumerate(cores)]
-        return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
-    rows, columns = lora_factors(A.flatten(2), B.double(), 1.0, rank, module.mixing, core)
-    return (A.flatten(0, 1) if module.kind == "embedding" else rows)[None], columns[None]
 
 
 def singular_values(A: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -138,7 +138,7 @@ def read_modules(file: Path, config: Any, shapes: Shapes) -> list[ModuleFactors]
         if isinstance(config, MeloraConfig):
             modules.append(_melora_module(file, config, stem, keys, shapes, found.keys()))
         else:
-            modules.append(_lora_module(file, config, stem, keys, shapes))
+            modules.append(_lora_module(file, config, stem, keys, shapes, found.keys()))
     return modules
 
 
@@ -254,7 +254,9 @@ def _wanted(
     return (n, r, "d_in / n"), (n, "d_out / n", r)
 
 
-def _lora_module(file: Path, config: LoraConfig, stem: str, keys: tuple[str, str], shapes: Shapes) -> ModuleFactors:
+def _lora_module(
+    file: Path, config: LoraConfig, stem: str, keys: tuple[str, str], shapes: Shapes, stems: Any
+) -> ModuleFactors:
     A, B = shapes[keys[0]], shapes[keys[1]]
     if len(A) != 2 or len(B) != 2 or A[0] != B[1] or config.target_parameters:
         raise MeloraError(
@@ -265,4 +267,5 @@ def _lora_module(file: Path, config: LoraConfig, stem: str, keys: tuple[str, str
     patterns = config.alpha_pattern or {}
     alpha = patterns.get(get_pattern_key(list(patterns), name), config.lora_alpha)
     scaling = alpha / (A[0] ** 0.5 if config.use_rslora else A[0])
-    return ModuleFactors(name, *keys, A, B, 1, A[0], A[1], B[0], scaling)
+    kind: Kind = "attention" if f"{stem}{OUT_PROJ}" in stems else "linear"
+    return ModuleFactors(name, *keys, A, B, 1, A[0], A[1], B[0], scaling, kind)

@@ -60,6 +60,18 @@ def test_a_wrong_training_key_of_one_method(study_values: dict[str, Any]) -> Non
     assert _message(study_values).startswith("task rating, method melora: training: unknown key 'num_epochs'")
 
 
+def test_a_ratio_of_rates_is_a_methods_own(study_values: dict[str, Any]) -> None:
+    study_values["methods"]["melora"]["loraplus_lr_ratio"] = 0.25
+    study = parse_study(study_values)
+    check_study(study, cells(study))
+    ratios = {
+        cell.method: cell.job({"training.learning_rate": 0.1}, 0).recipe.loraplus_lr_ratio for cell in cells(study)
+    }
+    assert ratios == {"lora": 1.0, "melora": 0.25}
+    study_values["methods"]["melora"]["adapter"] = {"method": "bias"}
+    assert _message(study_values).startswith("task rating, method melora: loraplus_lr_ratio: is the rate of B over A's")
+
+
 def test_without_an_untouched_split(study_values: dict[str, Any]) -> None:
     study_values["base"]["data"]["validation"] = "gone.parquet"
     assert re.match(r"task rating, method lora: .*gone\.parquet", _message(study_values))

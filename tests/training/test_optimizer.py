@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from melora import MeloraError
 from melora.training.arguments import training_arguments
 from melora.training.prepare import prepare
 from melora.training.recipe import Recipe
@@ -21,7 +22,7 @@ def optimizer_of(recipe: Recipe, folder: Path) -> tuple[Any, dict[int, str]]:
     trainer = build_trainer(
         prepared.task, prepared.tokenizer, model=prepared.model, args=args, train_dataset=prepared.train
     )
-    trainer.head_rate_ratio = recipe.head_learning_rate_ratio
+    trainer.take_rates(recipe)
     names = {id(parameter): name for name, parameter in prepared.model.named_parameters()}
     return trainer.create_optimizer(), names
 
@@ -40,10 +41,80 @@ def test_the_head_has_its_own_rate_and_all_else_stays(make_recipe: Callable[...,
     assert optimizer.param_groups[0]["lr"] == 0.01  # the one that the log shows
 
 
-def test_a_run_with_two_rates_resumes_to_the_same_weights(
+@pytest.mark.parametrize("ratio", [16.0, 0.125])
+@pytest.mark.parametrize("method", ["melora", "lora", "adalora", "gralora"])
+def test_b_has_its_own_rate_and_all_else_stays(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, method: str, ratio: float
+) -> None:
+    training = {"learning_rate": 0.01, "weight_decay": 0.1, "eval_strategy": "no"}
+    own: dict[str, Any] = {
+        "melora": {"bias": "melora_only"},
+        "adalora": {"total_step": 40, "init_r": 4, "target_r": 2},
+        "gralora": {"r": 4, "gralora_k": 2},
+    }.get(method, {"r": 4, "use_dora": True})
+    adapter = {"method": method, "target_modules": ["query", "value"], **own}
+    made = replace(make_recipe(), adapter=adapter, training={**make_recipe().training, **training})
+    plain, names = optimizer_of(made, tmp_path)
+    before = {names[id(p)]: group["weight_decay"] for group in plain.param_groups for p in group["params"]}
+    optimizer, names = optimizer_of(replace(made, loraplus_lr_ratio=ratio, head_learning_rate_ratio=0.5), tmp_path)
+    found = {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+    assert {name: group["weight_decay"] for name, group in found.items()} == before
+    counts = {"A": 0, "B": 0, "head": 0}
+    for name, group in found.items():
+        part = "head" if "modules_to_save" in name else "B" if f"{method}_B" in name or "lora_B" in name else "A"
+        counts[part] += 1
+        assert group["lr"] == pytest.approx(0.01 * {"A": 1.0, "B": ratio, "head": 0.5}[part]), name
+    assert counts["B"] >= 4
+    assert counts["A"] >= 4
+    assert optimizer.param_groups[0]["lr"] == 0.01  # the one that the log shows
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
+
+
+def test_an_embeddings_factors_keep_the_rate(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    adapter = {"target_modules": ["query", "word_embeddings"]}
+    recipe = replace(make_recipe(adapter=adapter, training={"eval_strategy": "no"}), loraplus_lr_ratio=4.0)
+    optimizer, names = optimizer_of(recipe, tmp_path)
+    rates = {names[id(p)]: group["lr"] / 0.02 for group in optimizer.param_groups for p in group["params"]}
+    assert {rate for name, rate in rates.items() if "melora_embedding" in name} == {1.0}
+    assert {rate for name, rate in rates.items() if ".melora_B." in name} == {4.0}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "method"),
+    [
+        ({"method": "ia3", "target_modules": ["query"], "feedforward_modules": []}, "ia3"),
+        ({"method": "head"}, "head"),
+        ({"method": "melora", "n": 4, "target_modules": ["word_embeddings"]}, "melora"),
+    ],
+)
+def test_without_factors_a_ratio_is_an_error(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, adapter: dict[str, Any], method: str
+) -> None:
+    recipe = replace(make_recipe(), adapter=adapter, loraplus_lr_ratio=4.0)
+    with pytest.raises(
+        MeloraError, match=f"loraplus_lr_ratio: is the rate of B over A's, and adapter.method {method} "
+    ):
+        train(recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_step_moves_b_by_its_rate(make_recipe: Callable[..., Recipe]) -> None:
+    """Adam's first step is the learning rate, wherever there is a gradient; A has none while B is zero."""
+    training = {"max_steps": 1, "learning_rate": 0.001, "lr_scheduler_type": "constant", "eval_strategy": "no"}
+    result = train(replace(make_recipe(training=training), loraplus_lr_ratio=8.0))
+    tensors = load_file(result.path / "adapter" / "adapter_model.safetensors")
+    moves = torch.cat([tensor.flatten().abs() for name, tensor in tensors.items() if "melora_B" in name])
+    assert moves.median() == pytest.approx(0.008, rel=0.02)
+    assert "| learning rate | 0.001, of B 0.008 (LoRA+) |" in (result.path / "adapter" / "README.md").read_text()
+    assert result.results["loraplus_lr_ratio"] == 8.0
+
+
+def test_a_run_with_three_rates_resumes_to_the_same_weights(
     make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = replace(make_recipe(training={"num_train_epochs": 2}), head_learning_rate_ratio=0.1)
+    recipe = replace(
+        make_recipe(training={"num_train_epochs": 2}), head_learning_rate_ratio=0.1, loraplus_lr_ratio=0.25
+    )
     whole = train(replace(recipe, output=str(tmp_path / "whole")))
     assert whole.results["head_learning_rate"] == pytest.approx(whole.results["learning_rate"] / 10)
     step = AdapterTrainer.training_step

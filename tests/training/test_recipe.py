@@ -38,6 +38,9 @@ def test_the_resolved_recipe_gives_the_same_recipe(make_recipe: Callable[..., Re
         ({"model": {"name_or_path": " "}}, "model.name_or_path: is empty; give a folder"),
         ({"model": {"name_or_path": "m", "dtype": "int8"}}, "model.dtype: must be of type Literal"),
         ({"data": {"train": "a.csv"}}, "data.validation: is missing; give a file, or data.holdout"),
+        ({"loraplus_lr_ratio": -1.0}, "loraplus_lr_ratio: must be a finite number above 0"),
+        ({"loraplus_lr_ratio": float("nan")}, "loraplus_lr_ratio: must be a finite number above 0"),
+        ({"loraplus_lr_ratio": "16"}, "loraplus_lr_ratio: must be of type float, got '16'"),
         ({"head_learning_rate_ratio": 0}, "head_learning_rate_ratio: must be a finite number above 0"),
         ({"data": {**SMALLEST["data"], "max_length": 0}}, "data.max_length: must be a finite number above 0"),
         (

@@ -12,6 +12,7 @@ from ..training.arguments import check_training, training_arguments
 from ..training.base import load_base
 from ..training.data import read_validation
 from ..training.memory import disk_needed, free_disk
+from ..training.optimizer import check_rates
 from ..training.prepare import Prepared, prepare
 from ..training.source import find_model
 from .jobs import Cell, Job, cells, check_distinct
@@ -83,5 +84,6 @@ def _fits(job: Job, prepared: Prepared) -> int:
     config = adapter_config(job.recipe.adapter, cls.peft_type, base.new_modules)
     check_choice(job.recipe, base.model, config)
     own = dataclasses.replace(prepared, model=attach(base.model, config, on_meta=True))
+    check_rates(job.recipe, own.model)
     with tempfile.TemporaryDirectory() as nowhere:
         return disk_needed(own, training_arguments(job.recipe, prepared.task, Path(nowhere)))

@@ -9,7 +9,7 @@ from ..errors import MeloraError
 
 RATE = "training.learning_rate"
 # The part of the recipe that a search may vary: the model and the data are what is compared on.
-_OPEN = ("adapter.", "training.", "head_learning_rate_ratio")
+_OPEN = ("adapter.", "training.", "loraplus_lr_ratio", "head_learning_rate_ratio")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def dimension(key: str, values: Any) -> Range | list[Any]:
     """
     where = f"search.space.{key}"
     if not key.startswith(_OPEN) or key == "adapter.method":
-        raise MeloraError(f"{where}: only keys of adapter (but method) and training, and head_learning_rate_ratio")
+        ratios = "loraplus_lr_ratio and head_learning_rate_ratio"
+        raise MeloraError(f"{where}: only keys of adapter (but method) and training, {ratios}")
     if isinstance(values, list):
         if len(values) < 2 or any(not isinstance(value, bool | int | float | str) for value in values):
             raise MeloraError(f"{where}: must be two choices or more, each a plain value, got {values!r}")

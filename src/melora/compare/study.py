@@ -14,15 +14,8 @@ from .space import Search
 
 # What a part of the study may say of a recipe: the study itself sets the rest.
 _SET_HERE = {"seed": "use the study's key seeds", "output": "use the study's key output"}
-_OF_METHODS = (
-    "adapter",
-    "adapter_search",
-    "training",
-    "model",
-    "head_learning_rate_ratio",
-    "idle_modules",
-    "learning_rates",
-)
+_RATIOS = ("loraplus_lr_ratio", "head_learning_rate_ratio")
+_OF_METHODS = ("adapter", "adapter_search", "training", "model", *_RATIOS, "idle_modules", "learning_rates")
 
 
 @dataclass
@@ -34,7 +27,7 @@ class Study:
         tasks: name -> keys of a recipe (task, data, training, ...) for this task. data.holdout must be set: it is what
             learning rates and epochs are chosen on. A task's own key `score` holds changes to its data section for the
             one scoring at the end (default: no holdout, so that the validation split is read).
-        methods: name -> keys of a recipe for this method (adapter, adapter_search, training, model,
+        methods: name -> keys of a recipe for this method (adapter, adapter_search, training, model, loraplus_lr_ratio,
             head_learning_rate_ratio, idle_modules), and its own learning_rates.
         base: keys of a recipe that all runs share. Tasks' keys go before it, methods' before both; null takes a key
             out.

@@ -39,7 +39,7 @@ def model_card(
     facts = [
         *_adapter_facts(recipe, modules, counts),
         ("seed", recipe.seed),
-        ("learning rate", f"{results['learning_rate']:g}"),
+        ("learning rate", _rates(results)),
         ("epochs", f"{results['epochs']:g} (kept: epoch {results['best_epoch']:g})"),
         ("batch", results["batch"]),
         ("training time", f"{results['train_seconds']:.0f} s on {environment['machine']}"),
@@ -121,6 +121,11 @@ def _adapter_facts(recipe: Recipe, modules: list[ModulePlan], counts: Counts) ->
         ("frozen parameters", f"{counts.base:,}"),
     ]
     return [(name, value) for name, value in facts if value != "-"]
+
+
+def _rates(results: dict[str, Any]) -> str:
+    rate, ratio = results["learning_rate"], results["loraplus_lr_ratio"]
+    return f"{rate:g}" if ratio == 1.0 else f"{rate:g}, of B {rate * ratio:g} (LoRA+)"
 
 
 def _reload_lines(recipe: Recipe, source: ModelSource, task: Task, method: str) -> list[str]:

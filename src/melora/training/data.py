@@ -66,7 +66,7 @@ def read_splits(spec: DataSpec) -> tuple[Split, Split]:
         train, validation = rows, read_split("validation", place_of(spec, "validation"), spec)
     else:
         train, validation = hold_out(rows, spec)
-    return _at_most(train, spec.max_train_rows, spec), _at_most(validation, spec.max_validation_rows, spec)
+    return at_most(train, spec.max_train_rows, spec), at_most(validation, spec.max_validation_rows, spec)
 
 
 def read_validation(spec: DataSpec) -> Split:
@@ -79,7 +79,7 @@ def read_validation(spec: DataSpec) -> Split:
         validation = hold_out(read_split("train", place_of(spec, "train"), spec), spec)[1]
     else:
         validation = read_split("validation", place_of(spec, "validation"), spec)
-    return _at_most(validation, spec.max_validation_rows, spec)
+    return at_most(validation, spec.max_validation_rows, spec)
 
 
 def read_split(name: str, path: str | Path | HubSplit, spec: DataSpec) -> Split:
@@ -117,7 +117,8 @@ def hold_out(rows: Split, spec: DataSpec) -> tuple[Split, Split]:
     return rows.take("train", drawn[count:]), rows.take("validation", drawn[:count])
 
 
-def _at_most(split: Split, most: int | None, spec: DataSpec) -> Split:
+def at_most(split: Split, most: int | None, spec: DataSpec) -> Split:
+    """The split, or so many of its rows, drawn by the section's rows_seed."""
     if most is None or most >= len(split):
         return split
     return split.take(split.name, _drawn(len(split), spec.rows_seed)[:most])

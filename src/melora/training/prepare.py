@@ -14,6 +14,7 @@ from .allocating import check_choice
 from .arguments import check_training
 from .base import Base, fingerprint, load_base, load_tokenizer, longest_input
 from .data import Split, read_splits
+from .optimizer import check_rates
 from .ranks import is_main
 from .recipe import Recipe
 from .source import ModelSource, find_model
@@ -145,6 +146,7 @@ def adapt(loaded: Loaded, allocation: Allocation | None = None, *, on_meta: bool
         config = prepare_start(loaded, config)
     values = {item.name: getattr(loaded, item.name) for item in fields(Loaded)}
     adapted = attach(model, config, on_meta=on_meta)
+    check_rates(recipe, adapted)
     if not on_meta:
         order_channels(loaded, adapted, config)
     return Prepared(**values, model=adapted, allocation=allocation)

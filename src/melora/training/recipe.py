@@ -73,6 +73,8 @@ class Recipe:
         adapter_search: how n is chosen with adapter.n: auto, and r under a budget, and what adapter.init_weights:
             lora_ga starts from (see AdapterSearch).
         training: any field of transformers.TrainingArguments.
+        loraplus_lr_ratio: learning rate of the factors B over training.learning_rate, which A has (LoRA+, Hayou et al.,
+            2024); below 1 gives A the higher rate.
         head_learning_rate_ratio: learning rate of the modules that are trained whole, such as a new classifier, over
             training.learning_rate; the reference takes 0.5.
         seed: of the new head, the adapter, dropout and the order of the data.
@@ -87,6 +89,7 @@ class Recipe:
     adapter: dict[str, Any] = field(default_factory=lambda: {"method": "melora"})
     adapter_search: AdapterSearch = field(default_factory=AdapterSearch)
     training: dict[str, Any] = field(default_factory=dict)
+    loraplus_lr_ratio: float = 1.0
     head_learning_rate_ratio: float = 1.0
     seed: int = 0
     idle_modules: list[str] = field(default_factory=list)
@@ -97,6 +100,7 @@ class Recipe:
                 re.compile(pattern)
             except re.error as error:
                 raise MeloraError(f"idle_modules: {pattern!r} is no regular expression ({error}); escape it") from None
+        positive("loraplus_lr_ratio", self.loraplus_lr_ratio, 1e6)
         positive("head_learning_rate_ratio", self.head_learning_rate_ratio, 1e6)
         if not 0 <= self.seed <= LARGEST_SEED:
             raise MeloraError(f"seed: must be from 0 to {LARGEST_SEED}, got {self.seed}")

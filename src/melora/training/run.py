@@ -145,7 +145,7 @@ def _train_in(
         callbacks=[clock, *callbacks, *([display] if display is not None else [])],
     )
     trainer.idle_modules = tuple(prepared.recipe.idle_modules)
-    trainer.head_rate_ratio = prepared.recipe.head_learning_rate_ratio
+    trainer.take_rates(prepared.recipe)
     try:
         with StopRequest() as trainer.stop:
             output = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
@@ -168,6 +168,7 @@ def _train_in(
         "epochs": float(trainer.state.epoch or 0.0),
         "steps": trainer.state.global_step,
         "learning_rate": args.learning_rate,
+        "loraplus_lr_ratio": prepared.recipe.loraplus_lr_ratio,
         "head_learning_rate": args.learning_rate * prepared.recipe.head_learning_rate_ratio,
         "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "rows": prepared.rows,

@@ -87,7 +87,7 @@ def time_step(recipe: Recipe, steps: int = 1) -> StepTime:
             callbacks=[clock],
         )
         trainer.must_move = False
-        trainer.head_rate_ratio = recipe.head_learning_rate_ratio
+        trainer.take_rates(recipe)
         trainer.train()
         clock.seconds.pop(0)
         return StepTime(

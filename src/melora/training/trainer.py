@@ -6,12 +6,12 @@ import numpy as np
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
 from .guarded import Guarded
-from .optimizer import HeadRate
+from .optimizer import PartRates
 from .tasks import Task
 from .tracked import Tracked
 
 
-class AdapterTrainer(Tracked, HeadRate, Guarded, Trainer):
+class AdapterTrainer(Tracked, PartRates, Guarded, Trainer):
     """The trainer of tasks that transformers' Trainer serves as it is, and in front of other trainers a mixin."""
 
 

@@ -20,6 +20,7 @@ from melora.training.arguments import training_arguments
 from melora.training.evaluate import evaluate, restore
 from melora.training.instructions.sft import SftAdapterTrainer
 from melora.training.merged import export_merged
+from melora.training.mini_outputs import measure_run
 from melora.training.prepare import prepare
 from melora.training.recipe import parse_recipe
 from melora.training.run import train
@@ -274,3 +275,19 @@ def test_n_auto_takes_its_gradient_of_the_same_batches(instruct_values: dict[str
     rows = json.loads((run / "allocation.json").read_text())["modules"]
     assert len(rows) % 7 == 0
     assert all(row["effective_rank"] > 0 and row["d_in"] % row["n"] == row["d_out"] % row["n"] == 0 for row in rows)
+
+
+def test_the_minis_outputs_are_compared(instruct_values: dict[str, Any]) -> None:
+    report = measure_run(train(parse_recipe(instruct_values)).path, rows=4)
+    assert report.rows == 4
+    assert len(report.layers) == 4
+    assert all(layer is not None and 0 <= layer.trained <= 1 for layer in report.layers.values())
+
+
+def test_b_has_its_own_rate_in_trls_trainer(instruct_values: dict[str, Any]) -> None:
+    values = {**instruct_values, "loraplus_lr_ratio": 4.0}
+    values["training"] |= {"max_steps": 1, "lr_scheduler_type": "constant", "eval_strategy": "no"}
+    result = train(parse_recipe(values))
+    tensors = load_file(result.path / "adapter" / "adapter_model.safetensors")
+    moves = torch.cat([tensor.flatten().abs() for name, tensor in tensors.items() if "melora_B" in name])
+    assert moves.median() == pytest.approx(0.08, rel=1e-3)
