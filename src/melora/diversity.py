@@ -55,7 +55,8 @@ def column_spaces(module: ModuleFactors, B: torch.Tensor) -> torch.Tensor:
     if module.kind == "parameter" and B.dim() == 4:
         return B.transpose(0, 1).mT
     if module.kind == "convolution":
-        groups: torch.Tensor = B.unflatten(1, (module.r // B.shape[2], -1))
+        spanned = max(1, module.r // B.shape[2])  # with a start B has twice the rank, and spans one
+        groups: torch.Tensor = B.unflatten(1, (spanned, -1))
         return groups.transpose(0, 1).mT
     return B.mT.unsqueeze(0)
 
