@@ -114,6 +114,17 @@ def test_a_saved_adapter_has_numbers_and_loads(tiny_bert: Any, tmp_path: Path) -
     assert {name: (row.n, row.r) for name, row in rows.items()} == {m.name: (m.n, m.r) for m in report.modules}
 
 
+def test_mixing_counts_its_core_and_shuffle_its_divisors() -> None:
+    model, batches, loss = given(a=8, c=3)
+    config, report = allocate(model, auto(target_modules=["a", "c"], mixing="learned"), batches, loss=loss)
+    assert [(m.n, m.parameters) for m in report.modules] == [(8, 64 + 64), (2, 64 + 4)]
+    assert get_peft_model(model, config).get_nb_trainable_parameters()[0] == report.parameters
+    model, batches, loss = given(a=32, c=12)
+    config, report = allocate(model, auto(target_modules=["a", "c"], mixing="shuffle", r=6), batches, loss=loss)
+    assert [m.n for m in report.modules] == [2, 2]
+    get_peft_model(model, config)
+
+
 def test_targets_by_default_and_all_linear(tiny_llama: Any) -> None:
     batches = [{"input_ids": ids, "labels": ids} for ids in IDS]
     config, report = allocate(tiny_llama, MeloraConfig(n="auto"), batches)
@@ -185,6 +196,7 @@ def test_a_report_survives_json() -> None:
         (auto(), 10, r"budget=10 is below [\d,]+, what r=1 takes in these 9 modules; raise it, or"),
         (auto(), 0, "budget must be a whole number from 1"),
         (auto(), 1.5, "budget must be a whole number from 1"),
+        (auto(mixing="learned"), 10**6, r"budget: with mixing='learned' a module has r n\^2 parameters more"),
         (auto(rank_pattern={"query": 2}), 10**6, "budget: chooses r for every module, and rank_pattern gives it"),
         (auto(target_modules=["qury"]), None, r"no module matches 'qury' \(closest: query"),
         (auto(r=1000), None, "r=1000 is larger than the weight"),

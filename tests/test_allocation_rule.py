@@ -56,6 +56,7 @@ def test_ties_and_rounding() -> None:
     assert choose_n(8 - 1e-6, 1, 64, 64) == 4
     assert choose_n(300, 1, 384, 1152) == 192  # of 256, the largest divisor of 384 that is not above it
     assert choose_n(300, 1, 7, 11) == 1
+    assert choose_n(300, 12, 64, 64, "shuffle") == 4  # of 16, the largest that divides r = 12 too
 
 
 @given(st.data())

@@ -2,6 +2,7 @@
 
 from .allocation import Allocation, allocate
 from .analysis import inspect_adapter
+from .calibration import calibrate
 from .config import MeloraConfig
 from .conversion import export_lora
 from .errors import MeloraError
@@ -20,6 +21,7 @@ __all__ = [
     "MeloraLayer",
     "MeloraModel",
     "allocate",
+    "calibrate",
     "export_lora",
     "inspect_adapter",
     "load_adapter",

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 
 from .config import MeloraConfig
 from .errors import MeloraError
-from .file_modules import PREFIX, ModuleFactors, read_modules
+from .file_modules import PREFIX, ModuleFactors, read_modules, start_key
 from .initial import joined
+from .permutation import check_orders
 from .untrusted import own_file, read_header, read_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -47,12 +48,27 @@ class AdapterFiles:
         Where they are measured from a start (initial.py), those of rank 2r, in at least fp32, whose product is the
         update.
         """
-        found = [tensors[key] for key in module.keys]
+        A, B = tensors[module.A_key], tensors[module.B_key]
         if module.has_start:
-            A, B, A0, B0 = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in found)
-            return joined(A, B, A0, B0)
-        A, B = found
+            found = A, B, tensors[start_key(module.A_key)], tensors[start_key(module.B_key)]
+            return joined(*(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in found))
         return (A, B) if A.dim() > 2 else (A[None], B[None])
+
+    def core(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:
+        """C of a module whose ranks a learned core mixes, (r, n, n)."""
+        return None if module.C_key is None else tensors[module.C_key]
+
+    def order(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:
+        """The order of a module's channels that a calibration found, (d_in + d_out,).
+
+        Raises:
+            MeloraError: it is none.
+        """
+        if module.P_key is None:
+            return None
+        order = tensors[module.P_key]
+        check_orders(f"{self.path / WEIGHTS_FILE}: {module.name}", order, module.d_in, module.d_out)
+        return order
 
     def other_keys(self) -> list[str]:
         """Names of the tensors that are no factors: trained heads and biases."""

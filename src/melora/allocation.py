@@ -33,6 +33,7 @@ class ModuleAllocation:
         d_in, d_out: sizes of its weight.
         effective_rank: exp of the entropy of its gradient's normalised singular values; 0 if the gradient is 0.
         n, r: number of minis and rank of one.
+        parameters: numbers in A and B, and in C where mixing is learned.
     """
 
     name: str
@@ -41,11 +42,7 @@ class ModuleAllocation:
     effective_rank: float
     n: int
     r: int
-
-    @property
-    def parameters(self) -> int:
-        """Numbers in A and B."""
-        return self.r * (self.d_in + self.d_out)
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -80,14 +77,13 @@ class Allocation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` takes them back."""
-        modules = [{**asdict(module), "parameters": module.parameters} for module in self.modules]
+        modules = [asdict(module) for module in self.modules]
         return {"batches": self.batches, "budget": self.budget, "parameters": self.parameters, "modules": modules}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Allocation":
         """What `to_dict` gave; KeyError or TypeError if it did not."""
-        rows = [{key: value for key, value in row.items() if key != "parameters"} for row in values["modules"]]
-        return cls(tuple(ModuleAllocation(**row) for row in rows), values["budget"], values["batches"])
+        return cls(tuple(ModuleAllocation(**row) for row in values["modules"]), values["budget"], values["batches"])
 
 
 def allocate(
@@ -143,8 +139,10 @@ def allocate(
     for name, erank in measured.items():
         d_in, d_out = sizes[name]
         fixed = _pinned(config, name)
-        n = choose_n(erank, ranks[name], d_in, d_out) if fixed is None else fixed
-        found.append(ModuleAllocation(name, d_in, d_out, erank, n, ranks[name]))
+        r = ranks[name]
+        n = choose_n(erank, r, d_in, d_out, config.mixing) if fixed is None else fixed
+        parameters = r * (d_in + d_out + (n * n if config.mixing == "learned" else 0))
+        found.append(ModuleAllocation(name, d_in, d_out, erank, n, r, parameters))
     allocation = Allocation(tuple(found), budget, count)
     return allocation.apply(config), allocation
 
@@ -190,6 +188,11 @@ def check_request(config: MeloraConfig, budget: int | None) -> None:
         positive_int("budget", budget)
         if config.rank_pattern:
             raise MeloraError("budget: chooses r for every module, and rank_pattern gives it; leave one of them out")
+        if config.mixing == "learned":
+            raise MeloraError(
+                "budget: with mixing='learned' a module has r n^2 parameters more, which follow from r and not r from "
+                "them; leave budget out, or use mixing='none'"
+            )
     if config.target_parameters:
         raise MeloraError(
             "target_parameters: gradients are taken of linear layers alone; give n a number and leave budget out"

@@ -15,18 +15,20 @@ from .shapes import divisors
 _ROUNDING = 1e-9
 
 
-def choose_n(erank: float, r: int, d_in: int, d_out: int) -> int:
+def choose_n(erank: float, r: int, d_in: int, d_out: int, mixing: str = "none") -> int:
     """The largest power of two that is at most erank / r, or 1; then the largest divisor of both sizes up to that.
 
     Args:
         erank: effective rank of the gradient of the weight (d_out, d_in).
         r: rank of one mini.
         d_in, d_out: the weight's sizes.
+        mixing: as in MeloraConfig; with "shuffle" n divides r as well.
     """
+    sizes = (d_in, d_out, r) if mixing == "shuffle" else (d_in, d_out)
     power = 1
     while 2 * power * r <= erank * (1 + _ROUNDING):
         power *= 2
-    return max(n for n in divisors(math.gcd(d_in, d_out)) if n <= power)
+    return max(n for n in divisors(math.gcd(*sizes)) if n <= power)
 
 
 def choose_ranks(eranks: Mapping[str, float], sizes: Mapping[str, tuple[int, int]], budget: int) -> dict[str, int]:

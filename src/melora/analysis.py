@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .adapter_files import ModuleFactors, read_adapter
+from .lora_layout import lora_factors
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def inspect_adapter(path: str | Path) -> AdapterReport:
     tensors = files.load()
     layers = []
     for module in files.modules:
-        s = singular_values(*_matrices(module, *files.factors(tensors, module)), module.scaling)
+        A, B = files.factors(tensors, module)
+        s = singular_values(*_matrices(module, A, B, files.core(tensors, module)), module.scaling)
         layers.append(
             LayerReport(
                 name=module.name,
@@ -99,13 +101,17 @@ def inspect_adapter(path: str | Path) -> AdapterReport:
     return AdapterReport(str(files.config.peft_type.value), layers, other)
 
 
-def _matrices(module: ModuleFactors, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _matrices(
+    module: ModuleFactors, A: torch.Tensor, B: torch.Tensor, core: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """A (N, r, columns) and B (N, rows, r) with the singular values of dW, whatever the layer.
 
     The update of a convolution is a matrix of d_out x (d_in * kernel), that of an embedding width x vocabulary, where
     all minis share the columns. (For minis that span groups of a convolution, the matrix of the same convolution
     without groups.)
     """
+    if module.mixing != "none":
+        return _dense_factors(module, A, B, core)
     if module.kind == "embedding":
         return A.flatten(0, 1)[None], torch.block_diag(*B)[None]
     if module.kind == "parameter" and A.dim() == 4:
@@ -114,6 +120,19 @@ def _matrices(module: ModuleFactors, A: torch.Tensor, B: torch.Tensor) -> tuple[
         spanned = A.shape[1] // B.shape[2]  # groups of the base that a mini spans, each with its own share of the ranks
         return A.flatten(2), torch.stack([torch.block_diag(*mini) for mini in B.unflatten(1, (spanned, -1))])
     return A, B
+
+
+def _dense_factors(
+    module: ModuleFactors, A: torch.Tensor, B: torch.Tensor, core: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_matrices` where no matrix is block-diagonal: one of rank n * r, for experts one each."""
+    rank, A = module.equivalent_rank, A.double()
+    if module.kind == "parameter" and A.dim() == 4:
+        cores = [None] * module.experts if core is None else list(core)
+        pairs = [lora_factors(A[:, e], B[:, e].double(), 1.0, rank, module.mixing, c) for e, c in enumerate(cores)]
+        return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+    rows, columns = lora_factors(A.flatten(2), B.double(), 1.0, rank, module.mixing, core)
+    return (A.flatten(0, 1) if module.kind == "embedding" else rows)[None], columns[None]
 
 
 def singular_values(A: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:

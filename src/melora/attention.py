@@ -10,7 +10,7 @@ from .adapted import AdaptedLayer
 from .config import MeloraConfig
 from .errors import MeloraError
 from .linear import Linear
-from .shapes import check_shape, diagonal_blocks
+from .shapes import block_grid, check_shape
 from .substitute import call_with
 
 
@@ -96,8 +96,8 @@ class MultiheadAttention(AdaptedLayer):
             "neither; call the model once for each adapter"
         )
 
-    def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
-        return diagonal_blocks(weight.unflatten(0, (3, -1)), n, rows=1, columns=2)
+    def grid_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
+        return block_grid(weight.unflatten(0, (3, -1)), n, rows=1, columns=2)
 
     def get_base_weight(self) -> torch.Tensor:
         return cast(torch.Tensor, self.get_base_layer().in_proj_weight).data

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from peft import LoraConfig, PeftConfig
 
 from .errors import MeloraError
-from .initial import INIT_WEIGHTS, is_init
+from .initial import INIT_WEIGHTS, has_start, is_init
 from .lora_fields import shared_fields
 from .registration import MeloraPeftType
 from .untrusted import check_auto_mapping
@@ -18,6 +18,10 @@ LARGEST_SIZE = 2**24
 
 # n is to be chosen for each module, by its gradient (allocation.py).
 AUTO: Literal["auto"] = "auto"
+
+MIXING = ("none", "learned", "shuffle")
+
+PERMUTE = ("none", "strided", "correlation")
 
 _BIAS = ("none", "all", "melora_only", "lora_only")
 
@@ -66,12 +70,20 @@ class MeloraConfig(PeftConfig):
             the formulas): "pissa" by the singular values of the weight ("pissa_niter_N": approximate, in N
             iterations), "olora" by its QR decomposition, "lora_ga" by the singular vectors of its gradient, for which
             `melora.preprocess_lora_ga(model, config, batches)` comes first. Unlike PEFT's, they leave the base weight
-            as it is, so a saved adapter needs no conversion.
+            as it is, so a saved adapter needs no conversion. Not with mixing or permute.
         layers_to_transform: indexes of the layers to adapt, when target_modules is a list.
         layers_pattern: name of the model's list of layers, when layers_to_transform is given.
         rank_pattern: {name or regular expression: r} for modules that differ.
         alpha_pattern: {name or regular expression: lora_alpha} for modules that differ.
         n_pattern: {name or regular expression: n} for modules that differ.
+        mixing: how information crosses the blocks. "none": not at all, the paper's method. "learned": block (i, j) of
+            the update is B_i diag(C[:, i, j]) A_j with a trained core C of r n^2 numbers a module that starts at the
+            identity, so that training starts as MELoRA (BoRA's form, ICLR 2026). "shuffle": ranks change places between
+            blocks by a fixed rule, no further numbers, n must divide r (GraLoRA's form, NeurIPS 2025).
+        permute: which channels of a linear layer each mini gets. "none": neighbours, as in the paper. "strided": mini i
+            gets the channels i, i + n, i + 2 n, ... of the input and of the output. "correlation": channels that go
+            together on a batch, found by melora.calibrate before training and saved as a list of indexes. The adapter
+            is then computed as the LoRA of rank n * r that it is, at that LoRA's speed.
         trainable_token_indices: rows of the token embedding to train, as for LoRA.
         target_parameters: names, or their ends, of parameters to adapt directly: the stacked weights of experts. With
             target_modules=[] they alone are adapted.
@@ -112,6 +124,13 @@ class MeloraConfig(PeftConfig):
         default_factory=dict, metadata={"help": "{module: lora_alpha} where lora_alpha differs"}
     )
     n_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "{module: n} where n differs"})
+    mixing: Literal["none", "learned", "shuffle"] = field(
+        default="none",
+        metadata={"help": "exchange between blocks: none, learned (r n^2 further numbers) or shuffle (n divides r)"},
+    )
+    permute: Literal["none", "strided", "correlation"] = field(
+        default="none", metadata={"help": "which channels each mini gets: none (neighbours), strided or correlation"}
+    )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "rows of the token embedding to train"}
     )
@@ -144,8 +163,16 @@ class MeloraConfig(PeftConfig):
             raise MeloraError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
         if self.bias not in _BIAS:
             raise MeloraError(f"bias must be one of {', '.join(_BIAS)}, got {self.bias!r}")
+        for name, known in (("mixing", MIXING), ("permute", PERMUTE)):
+            if getattr(self, name) not in known:
+                raise MeloraError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not is_init(self.init_weights):
             raise MeloraError(f"init_weights must be {INIT_WEIGHTS}, got {self.init_weights!r}")
+        if has_start(self.init_weights) and (self.mixing, self.permute) != ("none", "none"):
+            raise MeloraError(
+                f"init_weights={self.init_weights!r} starts from diagonal blocks, which mixing={self.mixing!r} and "
+                f"permute={self.permute!r} do not keep to: set both to 'none', or init_weights=True"
+            )
         self._awaits_tensors = bool(self.inference_mode)
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)

@@ -12,7 +12,8 @@ from torch import nn
 from .adapted import AdaptedLayer
 from .config import MeloraConfig
 from .errors import MeloraError
-from .shapes import check_shape, diagonal_blocks, divisors
+from .ops.mixing import mix
+from .shapes import block_grid, check_shape, diagonal_of, divisors
 
 _PRODUCTS: dict[int, Callable[..., torch.Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
 
@@ -74,6 +75,16 @@ class _ConvNd(AdaptedLayer):
         kernel = self.conv.weight.shape[2:]
         return (n, r, self.in_features // n, *kernel), (n, self.out_features // n, r // self.spanned_groups(n))
 
+    @classmethod
+    def check_options(cls, module_name: str, base: nn.Module, n: int, r: int, config: MeloraConfig) -> None:
+        groups = cast(nn.Conv2d, base).groups
+        if config.mixing != "none" and groups > 1:
+            raise MeloraError(
+                f"{module_name}: mixing={config.mixing!r} would mix the groups of a convolution with groups={groups}: "
+                "name it in exclude_modules, or use mixing='none'"
+            )
+        super().check_options(module_name, base, n, r, config)
+
     def update_layer(
         self, adapter_name: str, r: int, n: int, lora_alpha: float, config: MeloraConfig, module_name: str
     ) -> None:
@@ -97,17 +108,29 @@ class _ConvNd(AdaptedLayer):
         if base.padding_mode != "zeros":
             x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=base.padding_mode), "valid"
         u = product(x, A.flatten(0, 1).to(dtype), None, base.stride, padding, base.dilation, n)
+        if self.mixing[name] != "none":
+            u = self._mix(name, u)
         B = B.flatten(0, 1).to(dtype)[(...,) + (None,) * (A.dim() - 3)]
         return product(u, B, groups=n * self.spanned_groups(n)) * self.scaling[name]
 
+    def _mix(self, name: str, u: torch.Tensor) -> torch.Tensor:
+        """u (N, n * r, *space) or (n * r, *space), its ranks mixed across blocks."""
+        n, core = self.n[name], self.core(name)
+        channels = -(self.conv.weight.dim() - 1)
+        blocks = u.unflatten(channels, (n, -1)).movedim((channels - 1, channels), (0, -1))
+        mixed = mix(blocks.flatten(1, -2), None if core is None else core.to(u.dtype), self.mixing[name] == "shuffle")
+        return mixed.reshape(blocks.shape).movedim((0, -1), (channels - 1, channels)).flatten(channels - 1, channels)
+
     def product(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
         self._check_groups(A.shape[0])
-        return cast(torch.Tensor, torch.matmul(B, A.flatten(2)).unflatten(2, A.shape[2:]))
+        kernel = self.conv.weight.dim() - 1  # and the channels before it
+        return cast(torch.Tensor, torch.matmul(B, A.flatten(-kernel)).unflatten(-1, A.shape[-kernel:]))
 
     def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
         groups = self.conv.groups
         # The base's own groups are its rows; its columns are one group's channels, which n / g minis share.
-        return diagonal_blocks(weight.unflatten(0, (groups, -1)), n // groups, rows=1, columns=2).transpose(0, 1)
+        grid = block_grid(weight.unflatten(0, (groups, -1)), n // groups, rows=1, columns=2)
+        return diagonal_of(grid).transpose(0, 1)
 
     def weight_shape(self) -> tuple[int, ...]:
         return tuple(self.conv.weight.shape)

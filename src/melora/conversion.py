@@ -66,7 +66,8 @@ def export_lora(adapter: str | Path, output: str | Path, groups: Mapping[str, in
     tensors = files.load()
     converted = {key: tensors[key].contiguous() for key in files.other_keys()}
     for module in files.modules:
-        factors = lora_tensors(module, *files.factors(tensors, module), rank, groups[module.name])
+        extra = files.core(tensors, module), files.order(tensors, module)
+        factors = lora_tensors(module, *files.factors(tensors, module), rank, groups[module.name], *extra)
         converted.update({f"{PREFIX}{module.name}.{key}": tensor for key, tensor in factors.items()})
     with new_folder(output) as folder:
         save_file(converted, folder / WEIGHTS_FILE, metadata={"format": "pt"})

@@ -8,6 +8,7 @@ from torch import nn
 
 from .adapted import AdaptedLayer
 from .errors import MeloraError
+from .ops.mixing import mix
 from .shapes import check_rank, ways_out
 
 
@@ -52,6 +53,7 @@ class Embedding(AdaptedLayer):
             nn.init.normal_(A)
         else:
             nn.init.zeros_(A)
+        self._reset_core(adapter_name, init_weights)
 
     def adapter_output(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """x (...), token ids -> (..., d)."""
@@ -66,15 +68,22 @@ class Embedding(AdaptedLayer):
             scale_grad_by_freq=base.scale_grad_by_freq,
         )
         n, block_out, _ = B.shape
-        minis = torch.bmm(u.reshape(-1, n, B.shape[2]).transpose(0, 1), B.transpose(1, 2))
+        u = u.reshape(-1, n, B.shape[2]).transpose(0, 1)
+        if self.mixing[name] != "none":
+            u = mix(u, self.core(name), self.mixing[name] == "shuffle")
+        minis = torch.bmm(u, B.transpose(1, 2))
         output = minis.transpose(0, 1).reshape(*x.shape, n * block_out) * self.scaling[name]
         scale = self._get_embed_scale()  # Gemma's embeddings multiply their output; a merged update would be, too
         if scale is not None:
             output = output * scale.to(output.dtype)
         return output
 
-    def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
-        return cast(torch.Tensor, weight.T.unflatten(0, (n, -1)))
+    def delta_blocks(self, adapter: str) -> torch.Tensor:
+        blocks = super().delta_blocks(adapter)
+        return blocks if self.mixing[adapter] == "none" else blocks.sum(1)
+
+    def changed_part(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
+        return cast(torch.Tensor, weight.T.unflatten(0, (self.n[adapter], -1)))
 
     def weight_shape(self) -> tuple[int, ...]:
         return self.in_features, self.out_features

@@ -1,5 +1,8 @@
 """The adapted modules of an adapter file: which layer each is for, read off the names and shapes of its tensors.
 
+With mixing="learned" a third tensor C (r, n, n), for experts (E, r, n, n), is named melora_C; with
+permute="correlation" an order of the channels, (d_in + d_out,), is named melora_P.
+
 layer                  A                           B
 linear                 (n, r, d_in / n)            (n, d_out / n, r)
 attention              (n, r, d / n)               (n, 3 d / n, r)             and a module NAME.base_layer.out_proj
@@ -49,6 +52,10 @@ class ModuleFactors:
         d_in, d_out: sizes of the adapted weight: features, channels, or vocabulary and width.
         scaling: the factor on B A.
         kind: what layer it is for.
+        mixing: how ranks cross the blocks, as MeloraConfig has it.
+        C_key, C_shape: the core's tensor, where there is one.
+        permute: which channels the minis have, as MeloraConfig has it.
+        P_key: the order's tensor, where there is one.
         has_start: whether A and B are measured from a start, which lies beside them.
     """
 
@@ -63,13 +70,18 @@ class ModuleFactors:
     d_out: int
     scaling: float
     kind: Kind = "linear"
+    mixing: str = "none"
+    C_key: str | None = None
+    C_shape: tuple[int, ...] = ()
+    permute: str = "none"
+    P_key: str | None = None
     has_start: bool = False
 
     @property
-    def keys(self) -> list[str]:
-        """All of its tensors: A, B, and where there are starts those of A and of B."""
-        weights = [self.A_key, self.B_key]
-        return [*weights, *map(start_key, weights)] if self.has_start else weights
+    def keys(self) -> tuple[str, ...]:
+        """The names of its tensors."""
+        starts = (start_key(self.A_key), start_key(self.B_key)) if self.has_start else ()
+        return tuple(key for key in (self.A_key, self.B_key, *starts, self.C_key, self.P_key) if key is not None)
 
     @property
     def base_name(self) -> str:
@@ -88,8 +100,9 @@ class ModuleFactors:
 
     @property
     def parameters(self) -> int:
-        """Trained numbers: those of A and B."""
-        return math.prod(self.A_shape) + math.prod(self.B_shape)
+        """Trained numbers: those of A, B and C."""
+        core = 0 if self.C_key is None else math.prod(self.C_shape)
+        return math.prod(self.A_shape) + math.prod(self.B_shape) + core
 
     @property
     def lora_parameters(self) -> int:
@@ -147,7 +160,22 @@ def _melora_module(
     d_out = n * B[-2]
     _check_starts(file, config, keys, (A, B), shapes)
     scaling = alpha / (r**0.5 if config.use_rslora else r)
-    return ModuleFactors(name, *keys, A, B, n, r, d_in, d_out, scaling, kind, has_start(config.init_weights))
+    C_key = f"{stem}.melora_C.weight" if config.mixing == "learned" else None
+    experts = A[1:2] if kind == "parameter" and len(A) == 4 else ()
+    C_shape = _shape_of(file, C_key, (*experts, r, n, n), shapes)
+    P_key = f"{stem}.melora_P.weight" if config.permute == "correlation" else None
+    _shape_of(file, P_key, (d_in + d_out,), shapes)
+    if config.permute != "none" and kind != "linear":
+        raise MeloraError(f"{file}: {name} has permute={config.permute!r}, which is for linear layers; save it again")
+    return ModuleFactors(
+        *(name, *keys, A, B, n, r, d_in, d_out, scaling, kind),
+        mixing=config.mixing,
+        C_key=C_key,
+        C_shape=C_shape,
+        permute=config.permute,
+        P_key=P_key,
+        has_start=has_start(config.init_weights),
+    )
 
 
 def _check_starts(
@@ -165,6 +193,19 @@ def _check_starts(
             f"{file}: tensor {start_key(key)} {problem}, for init_weights={config.init_weights!r} in "
             "adapter_config.json; the two files are not of one adapter"
         )
+
+
+def _shape_of(file: Path, key: str | None, wanted: tuple[int, ...], shapes: Shapes) -> tuple[int, ...]:
+    if key is None:
+        return ()
+    if key not in shapes:
+        raise MeloraError(f"{file}: tensor {key} is missing; save or download it again")
+    if shapes[key] != wanted:
+        raise MeloraError(
+            f"{file}: tensor {key} has shape {list(shapes[key])}, but adapter_config.json asks for "
+            f"{list(wanted)}; the two files are not of one adapter"
+        )
+    return wanted
 
 
 def _kind(

@@ -12,44 +12,26 @@ from peft.utils.quantization_utils import QuantizationBackend
 from torch import nn
 
 from .config import MeloraConfig
+from .errors import MeloraError
+from .factors import Core, MiniFactors
 from .initial import gradient_of, has_start, joined, start_factors
-from .shapes import check_shape, diagonal_blocks
-
-
-class MiniFactors(nn.Module):
-    """One factor of all n minis of one adapter: `weight` of shape (n, rows, columns), or with more columns' sizes.
-
-    A module of its own, named melora_A or melora_B, since PEFT's hotswap and FSDP's wrap policy look for that.
-
-    Attributes:
-        start: what the factor is measured from (initial.py), of the same shape and never trained; not there for 0. A
-            parameter and no buffer, so that it is cast, moved and sharded as `weight` is.
-    """
-
-    def __init__(self, *shape: int, has_start: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(*shape))
-        if has_start:
-            self.start = nn.Parameter(torch.empty(*shape), requires_grad=False)
-
-    @property
-    def has_start(self) -> bool:
-        return "start" in self._parameters
-
-    def extra_repr(self) -> str:
-        n, rows, *columns = self.weight.shape
-        return f"n={n}, rows={rows}, columns={'x'.join(map(str, columns))}"
+from .permutation import Permutation, check_orders
+from .shapes import block_grid, check_exchange, check_shape, diagonal_of
 
 
 class MeloraLayer(BaseTunerLayer):
     """The adapters of one base layer: dW = scaling * blockdiag(B_1 A_1, ..., B_n A_n).
 
     A is (n, r, d_in / n), B is (n, d_out / n, r): r * (d_in + d_out) numbers, whatever n is. That is the linear layer;
-    a layer type that differs overrides `check_base`, `factor_shapes`, `delta_blocks` and `blocks_of`.
+    a layer type that differs overrides `check_base`, `factor_shapes`, `delta_blocks` and `grid_of`.
+
+    With mixing, block (i, j) of dW is B_i diag(C[:, i, j]) A_j, C of (r, n, n) a third factor ("learned"), or
+    sum_p B_i[:, j q + p] A_j[i q + p] with q = r / n ("shuffle").
     """
 
     adapter_layer_names: tuple[str, ...] = ("melora_A", "melora_B")  # A's name first
-    other_param_names = ("r", "n", "lora_alpha", "scaling", "use_rslora", "melora_dropout")
+    permutes = False  # whether a layer type takes `permute`
+    other_param_names = ("r", "n", "lora_alpha", "scaling", "use_rslora", "mixing", "permute", "melora_dropout")
 
     def __init__(self, base_layer: nn.Module, quantization_backend: QuantizationBackend | None = None) -> None:
         self.base_layer = base_layer
@@ -59,6 +41,9 @@ class MeloraLayer(BaseTunerLayer):
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
+        self.mixing: dict[str, str] = {}
+        self.permute: dict[str, str] = {}
+        self._ordered: set[str] = set()
         self.melora_dropout = nn.ModuleDict()
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
@@ -80,6 +65,20 @@ class MeloraLayer(BaseTunerLayer):
             MeloraError: they do not; the message names the module, the sizes and what would do.
         """
         check_shape(module_name, *cls.sizes_of(base), n, r)
+
+    @classmethod
+    def check_options(cls, module_name: str, base: nn.Module, n: int, r: int, config: MeloraConfig) -> None:
+        """Check that ranks can be mixed and channels permuted in `base` as `config` says.
+
+        Raises:
+            MeloraError: they can't.
+        """
+        check_exchange(module_name, n, r, config.mixing)
+        if config.permute != "none" and not cls.permutes:
+            raise MeloraError(
+                f"{module_name}: permute={config.permute!r} is for linear layers, this is a {type(base).__name__}: "
+                "name it in exclude_modules, or use permute='none'"
+            )
 
     @classmethod
     def block_sizes(cls, module_name: str, base: nn.Module, n: int) -> tuple[int, int]:
@@ -112,13 +111,19 @@ class MeloraLayer(BaseTunerLayer):
             MeloraError: n or r does not fit the weight.
         """
         self.check(module_name, n, r)
+        self.check_options(module_name, self.get_base_layer(), n, r, config)
         self.r[adapter_name], self.n[adapter_name] = r, n
+        self.mixing[adapter_name], self.permute[adapter_name] = config.mixing, config.permute
         self.lora_alpha[adapter_name], self.use_rslora[adapter_name] = lora_alpha, config.use_rslora
         self.set_scale(adapter_name, 1.0)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0.0 else nn.Identity()
         self.melora_dropout[adapter_name] = dropout
-        for name, shape in zip(self.adapter_layer_names, self.factor_shapes(n, r), strict=True):
+        for name, shape in zip(self.adapter_layer_names[:2], self.factor_shapes(n, r), strict=True):
             getattr(self, name)[adapter_name] = MiniFactors(*shape, has_start=has_start(config.init_weights))
+        if config.mixing == "learned":
+            self._add_part("melora_C", adapter_name, Core(*self.core_shape(n, r)))
+        if config.permute == "correlation":
+            self._add_part("melora_P", adapter_name, Permutation(self.in_features, self.out_features))
         if has_start(config.init_weights):
             self.reset_parameters(adapter_name, True)
             self.set_start(adapter_name, None if config.awaits_tensors else str(config.init_weights))
@@ -127,8 +132,61 @@ class MeloraLayer(BaseTunerLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def _add_part(self, name: str, adapter_name: str, module: nn.Module) -> None:
+        if not hasattr(self, name):  # a name of this layer only, so that no other layer holds an empty one
+            setattr(self, name, nn.ModuleDict())
+            self.adapter_layer_names = (*self.adapter_layer_names, name)
+        getattr(self, name)[adapter_name] = module
+
+    def core_shape(self, n: int, r: int) -> tuple[int, ...]:
+        """The shape of C."""
+        return r, n, n
+
+    def core(self, adapter: str) -> torch.Tensor | None:
+        """C of an adapter with mixing="learned", (r, n, n)."""
+        if self.mixing[adapter] != "learned":
+            return None
+        modules = cast(nn.Module, self)._modules
+        return cast(Core, cast(nn.ModuleDict, modules["melora_C"])._modules[adapter]).weight
+
+    def order(self, adapter: str) -> torch.Tensor | None:
+        """The calibrated order of an adapter with permute="correlation", as Permutation.weight has it.
+
+        Raises:
+            MeloraError: it is not calibrated, or the order that was loaded is none.
+        """
+        if self.permute[adapter] != "correlation":
+            return None
+        order = self._permutation(adapter).weight
+        if adapter not in self._ordered:
+            if not self.is_ordered(adapter):
+                raise MeloraError(
+                    f"adapter {adapter!r}: permute='correlation' needs an order of the channels before it is used: "
+                    "melora.calibrate(model, batches), which `melora train` does by itself"
+                )
+            check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
+            self._ordered.add(adapter)  # asked once: on a GPU the answer waits for all that runs
+        return order
+
+    def is_ordered(self, adapter: str) -> bool:
+        """Whether an adapter with permute="correlation" is calibrated."""
+        return not bool((self._permutation(adapter).weight < 0).any())
+
+    def set_order(self, adapter: str, order: torch.Tensor) -> None:
+        """Give an adapter with permute="correlation" its order, as Permutation.weight has it.
+
+        Raises:
+            MeloraError: it does not name every channel once.
+        """
+        check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
+        self._permutation(adapter).weight.copy_(order)
+
+    def _permutation(self, adapter: str) -> Permutation:
+        parts = cast(nn.ModuleDict, cast(nn.Module, self)._modules["melora_P"])
+        return cast(Permutation, parts[adapter])
+
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) with dW = scaling * blockdiag(B_i A_i): (n, r, d_in / n) and (n, d_out / n, r).
+        """(A, B) of an adapter: (n, r, d_in / n) and (n, d_out / n, r).
 
         The trained parameters, or where these are measured from a start (initial.py) both joined, with 2r for r.
         """
@@ -136,7 +194,7 @@ class MeloraLayer(BaseTunerLayer):
         modules = cast(nn.Module, self)._modules
         A, B = (
             cast(MiniFactors, cast(nn.ModuleDict, modules[name])._modules[adapter])._parameters
-            for name in self.adapter_layer_names
+            for name in self.adapter_layer_names[:2]
         )
         weight_A, weight_B = cast(torch.Tensor, A["weight"]), cast(torch.Tensor, B["weight"])
         start_A, start_B = A.get("start"), B.get("start")
@@ -146,7 +204,7 @@ class MeloraLayer(BaseTunerLayer):
 
     def mini_factors(self, adapter: str) -> tuple[MiniFactors, MiniFactors]:
         """The modules that hold A and B of an adapter."""
-        A, B = (cast(MiniFactors, getattr(self, name)[adapter]) for name in self.adapter_layer_names)
+        A, B = (cast(MiniFactors, getattr(self, name)[adapter]) for name in self.adapter_layer_names[:2])
         return A, B
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -160,7 +218,7 @@ class MeloraLayer(BaseTunerLayer):
         self._freeze_starts()
 
     def _freeze_starts(self) -> None:
-        for name in self.adapter_layer_names:
+        for name in self.adapter_layer_names[:2]:
             for factor in getattr(self, name).values():
                 if factor.has_start:
                     factor.start.requires_grad_(False)
@@ -184,7 +242,7 @@ class MeloraLayer(BaseTunerLayer):
                 source = gradient_of(base) if init_weights == "lora_ga" else self.get_base_weight()
                 if source is not None and not source.is_meta:
                     weight = source if init_weights != "lora_ga" else self.in_base_layout(source)
-                    blocks = self.blocks_of(weight, self.n[adapter_name])
+                    blocks = self.changed_part(weight, adapter_name)
                     dtype = torch.promote_types(blocks.dtype, torch.float32)
                     matrices = blocks.reshape(*B.shape[:-1], -1).to(dtype)
                     starts = start_factors(init_weights, matrices, self.r[adapter_name], self.scaling[adapter_name])
@@ -208,6 +266,15 @@ class MeloraLayer(BaseTunerLayer):
             nn.init.uniform_(B, -bound, bound)
         else:
             nn.init.zeros_(B)
+        self._reset_core(adapter_name, init_weights)
+
+    def _reset_core(self, adapter_name: str, init_weights: bool | str) -> None:
+        """C = I, with which the adapter is plain MELoRA; with init_weights=False random as B is."""
+        core = self.core(adapter_name)
+        if core is not None:
+            core.copy_(torch.eye(core.shape[-1], dtype=core.dtype).expand_as(core))
+            if init_weights is False:
+                core.add_(torch.randn_like(core))
 
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set an adapter's scaling to `scale` times the initial one; an adapter that is not here is ignored."""
@@ -230,29 +297,54 @@ class MeloraLayer(BaseTunerLayer):
                 self.scaling[adapter] /= scale
 
     def delta_blocks(self, adapter: str) -> torch.Tensor:
-        """scaling * B_i A_i for every mini, (n, d_out / n, d_in / n); in fp32 where the factors are 16 bits wide."""
+        """What the adapter adds to `changed_part` of the weight, in fp32 where the factors are 16 bits wide.
+
+        Returns:
+            scaling * B_i A_i for every mini, (n, d_out / n, d_in / n); with mixing every block, (n, n, d_out / n, ...).
+        """
         A, B = self.factors(adapter)
         if A.dtype in (torch.float16, torch.bfloat16):
             A, B = A.float(), B.float()
+        if self.mixing[adapter] != "none":
+            A, B = self._mixed(adapter, A, B)
         return self.product(A, B) * self.scaling[adapter]
 
+    def _mixed(self, adapter: str, A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors whose `product` is every block: A (1 or n, n, ..., r', d_in / n), B (n, n, ..., d_out / n, r')."""
+        core = self.core(adapter)
+        n, experts = A.shape[0], B.dim() - 3
+        if core is not None:
+            return A.unsqueeze(0), B.unsqueeze(1) * core.to(B.dtype).movedim((-2, -1), (0, 1)).unsqueeze(-2)
+        # The group of ranks in A that goes to block i, and the one in B that comes from block j, as dimensions.
+        A = A.unflatten(1 + experts, (n, -1)).movedim(1 + experts, 0)
+        return A, B.unflatten(-1, (n, -1)).movedim(-2, 1)
+
     def product(self, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
-        """B_i A_i for every mini, without scaling."""
+        """B A without scaling, for whatever leading dimensions the factors share."""
         return torch.matmul(B, A)
 
+    def grid_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
+        """The n x n blocks of a weight in the base's own layout, as a view (n, n, ...)."""
+        return block_grid(weight, n)
+
     def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
-        """The part of a base weight that n minis change: a view, of as many numbers as `delta_blocks` and in its order.
+        """The part of a base weight that n minis change without mixing: a view (n, ...).
 
         Args:
             weight: in the base weight's own layout.
         """
-        return diagonal_blocks(weight, n)
+        return diagonal_of(self.grid_of(weight, n))
+
+    def changed_part(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
+        """The part of a base weight that an adapter changes: a view, in the order of `delta_blocks`."""
+        part = self.blocks_of if self.mixing[adapter] == "none" else self.grid_of
+        return part(weight, self.n[adapter])
 
     def updated_weight(self, active: list[str]) -> torch.Tensor:
         """W + dW of the active adapters, as a new tensor through which the factors get their gradients."""
         weight = self.get_base_weight().clone()
         for name in active:
-            blocks = self.blocks_of(weight, self.n[name])
+            blocks = self.changed_part(weight, name)
             blocks += self.delta_blocks(name).reshape(blocks.shape).to(weight.dtype)
         return weight
 
@@ -271,7 +363,7 @@ class MeloraLayer(BaseTunerLayer):
         """
         B = self.factors(adapter)[1]
         delta = torch.zeros(self.weight_shape(), dtype=B.dtype, device=B.device)
-        blocks = self.blocks_of(delta, self.n[adapter])
+        blocks = self.changed_part(delta, adapter)
         blocks.copy_(self.delta_blocks(adapter).reshape(blocks.shape))
         return delta
 

@@ -9,7 +9,9 @@ from transformers.pytorch_utils import Conv1D
 from .adapted import AdaptedLayer
 from .fusion import dense_weight, is_fresh, may_add
 from .ops import add_block_lora, block_lora, grouped_block_lora
-from .shapes import diagonal_blocks
+from .ops.mixing import dense_columns
+from .permutation import lora_of
+from .shapes import block_grid
 
 
 class Linear(AdaptedLayer):
@@ -17,6 +19,8 @@ class Linear(AdaptedLayer):
 
     y = base(x) + scaling * concat_i(B_i A_i drop(x)_i); n=1 is peft.tuners.lora.Linear (PEFT 0.21).
     """
+
+    permutes = True
 
     def adapted_forward(self, active: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x (..., d_in) -> (..., d_out), in the dtype that the base layer answers with."""
@@ -30,13 +34,14 @@ class Linear(AdaptedLayer):
             first, *active = active
             dtype = self.autocast_dtype(x)
             bias = cast(torch.Tensor | None, base.bias)
-            if dtype != x.dtype:
-                # The casts that F.linear does for the base, done once here for base and adapter.
+            if dtype != x.dtype or (weight.dtype != dtype and torch.is_autocast_enabled(x.device.type)):
+                # The casts that autocast does for the base's F.linear, which backward would miss; x may have its own.
                 bias = None if bias is None else bias.to(dtype)
                 weight = weight.to(dtype)
             A, B, scaling, dropout = self._arguments(first, dtype)
             cast_x = x if dtype == x.dtype else x.to(dtype)
-            result, fresh = block_lora(cast_x, A, B, scaling, weight=weight, bias=bias, dropout=dropout), True
+            kwargs = self._mixing(first, dtype)
+            result, fresh = block_lora(cast_x, A, B, scaling, weight=weight, bias=bias, dropout=dropout, **kwargs), True
         for name in active:
             result = self._add_output(result, name, x, in_place=fresh)
             fresh = True
@@ -48,13 +53,16 @@ class Linear(AdaptedLayer):
         if not may_add(result, x, dtype):
             return result + self.adapter_output(name, x).to(result.dtype)
         A, B, scaling, dropout = self._arguments(name, dtype)
-        return add_block_lora(result, x.to(dtype), A, B, scaling, dropout=dropout, in_place=in_place)
+        kwargs = self._mixing(name, dtype)
+        return add_block_lora(result, x.to(dtype), A, B, scaling, dropout=dropout, in_place=in_place, **kwargs)
 
     def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
-        """All adapters of one n and r in one grouped product; dropout, which mixing has no use for, in the loop."""
-        groups: dict[tuple[int, int], list[str]] = {}
+        """All adapters of one shape in one grouped product; dropout, which has no use here, in the loop."""
+        groups: dict[tuple[Any, ...], list[str]] = {}
         for name in rows_of:
-            groups.setdefault((self.n[name], self.update_rank(name)), []).append(name)
+            n, r, permuted = self.n[name], self.update_rank(name), self.permute[name] != "none"
+            key = (1, n * r, "") if permuted else (n, r, self.mixing[name])
+            groups.setdefault(key, []).append(name)
         for names in groups.values():
             if len(names) == 1 or any(self._arguments(name, x.dtype)[3] for name in names):
                 result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
@@ -66,7 +74,10 @@ class Linear(AdaptedLayer):
             # Stacked anew in each call: a batch has no more adapters than rows, and a cache of stacks could not see
             # all ways to change a factor (a write through .data leaves no trace).
             factors = torch.stack(A), torch.stack(B), torch.tensor(scaling, dtype=dtype, device=x.device)
-            output = grouped_block_lora(x.index_select(0, rows).to(dtype), *factors, index)
+            kwargs = [self._mixing(name, dtype) for name in names]
+            core = torch.stack([of_one["core"] for of_one in kwargs]) if "core" in kwargs[0] else None
+            some = x.index_select(0, rows).to(dtype)
+            output = grouped_block_lora(some, *factors, index, core=core, shuffle="shuffle" in kwargs[0])
             result = result.index_add(0, rows, output.to(result.dtype))
         return result
 
@@ -74,11 +85,11 @@ class Linear(AdaptedLayer):
         """The adapter's share of the output, in x's or autocast's dtype."""
         dtype = self.autocast_dtype(x)
         A, B, scaling, dropout = self._arguments(name, dtype)
-        return block_lora(x.to(dtype), A, B, scaling, dropout=dropout)
+        return block_lora(x.to(dtype), A, B, scaling, dropout=dropout, **self._mixing(name, dtype))
 
     def _arguments(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, float, float]:
         """A and B in `dtype`, scaling, and the dropout that applies now."""
-        A, B = self.factors(name)
+        A, B = self.factors(name) if self.permute[name] == "none" else self._lora_of(name)
         dropout = cast(nn.ModuleDict, self._modules["melora_dropout"])._modules[name]
         return (
             A if A.dtype == dtype else A.to(dtype),  # the test is 10 times cheaper than a cast to the same dtype
@@ -87,8 +98,32 @@ class Linear(AdaptedLayer):
             dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
         )
 
-    def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
-        return diagonal_blocks(weight.T if isinstance(self.get_base_layer(), Conv1D) else weight, n)
+    def _mixing(self, name: str, dtype: torch.dtype) -> dict[str, Any]:
+        """The operation's arguments for an adapter that mixes ranks across blocks."""
+        if self.mixing[name] == "none" or self.permute[name] != "none":
+            return {}
+        core = self.core(name)
+        return {"shuffle": True} if core is None else {"core": core.to(dtype)}
+
+    def _lora_of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and B of the LoRA of rank n * r that an adapter on permuted channels is, mixing included."""
+        A, B = self.factors(name)
+        columns = dense_columns(B, self.core(name), self.mixing[name] == "shuffle")
+        return lora_of(A, columns, self.order(name))
+
+    def delta_blocks(self, adapter: str) -> torch.Tensor:
+        if self.permute[adapter] == "none":
+            return super().delta_blocks(adapter)
+        A, B = self._lora_of(adapter)
+        if A.dtype in (torch.float16, torch.bfloat16):
+            A, B = A.float(), B.float()
+        return self.product(A, B) * self.scaling[adapter]
+
+    def changed_part(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
+        return super().changed_part(weight, adapter) if self.permute[adapter] == "none" else self.blocks_of(weight, 1)
+
+    def grid_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
+        return block_grid(weight.T if isinstance(self.get_base_layer(), Conv1D) else weight, n)
 
     def in_base_layout(self, weight: torch.Tensor) -> torch.Tensor:
         return weight.T if isinstance(self.get_base_layer(), Conv1D) else weight

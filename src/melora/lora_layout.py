@@ -5,30 +5,52 @@ import torch.nn.functional as F
 
 from .errors import MeloraError
 from .file_modules import ModuleFactors
+from .ops.mixing import dense_columns
+from .permutation import placed
 
 
-def lora_factors(A: torch.Tensor, B: torch.Tensor, scaling: float, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dense LoRA factors with lora_B @ lora_A = scaling * blockdiag(B_i A_i).
+def lora_factors(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    scaling: float,
+    rank: int,
+    mixing: str = "none",
+    core: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dense LoRA factors with lora_B @ lora_A = scaling * blockdiag(B_i A_i), or what `mixing` makes of it.
 
     Args:
         A: (n, r, d_in / n).
         B: (n, d_out / n, r).
         scaling: goes into lora_B. Factors of 16 bits become fp32 where theirs would round the product.
         rank: rows of lora_A and columns of lora_B, at least n * r; those beyond n * r are zero.
+        mixing, core: what goes into lora_B, so that lora_A is block-diagonal in any case.
 
     Returns:
         lora_A (rank, d_in) and lora_B (d_out, rank), contiguous.
     """
-    scaled = _scaled(B, scaling)
+    columns = _columns(B, scaling, mixing, core)
     missing = rank - A.shape[0] * A.shape[1]
     # Cast while compact: a dense fp64 temporary for every module left the heap in holes, twice the file's size.
-    lora_A = _padded(torch.block_diag(*A.to(scaled.dtype)), (0, 0, 0, missing))
-    lora_B = _padded(torch.block_diag(*scaled), (0, missing))
-    return lora_A.contiguous(), lora_B.contiguous()
+    lora_A = _padded(torch.block_diag(*A.to(columns.dtype)), (0, 0, 0, missing))
+    return lora_A.contiguous(), _padded(columns, (0, missing)).contiguous()
+
+
+def _columns(B: torch.Tensor, scaling: float, mixing: str, core: torch.Tensor | None) -> torch.Tensor:
+    """`dense_columns` times scaling; by a core in fp64, since its products are rounded but once then."""
+    if core is not None:
+        return _narrowed(dense_columns(B.double(), core.double(), False) * scaling, B.dtype)
+    return dense_columns(_scaled(B, scaling), None, mixing == "shuffle")
 
 
 def lora_tensors(
-    module: ModuleFactors, A: torch.Tensor, B: torch.Tensor, rank: int, groups: int = 1
+    module: ModuleFactors,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    rank: int,
+    groups: int = 1,
+    core: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """The LoRA tensors of one module, by the end of their names.
 
@@ -37,25 +59,36 @@ def lora_tensors(
         A, B: its factors, as AdapterFiles.factors gives them.
         rank: of the LoRA: at least n * r, and divisible by `groups`.
         groups: of the base, where it is a convolution.
+        core: C, where the module has one.
+        order: of its channels, where a calibration found one.
 
     Raises:
         MeloraError: `groups` can't be the base's.
     """
     names = ("lora_A.weight", "lora_B.weight")
     if module.kind == "convolution":
-        pair = _convolution(module, A, B, rank, groups)
+        if module.mixing == "none":
+            pair = _convolution(module, A, B, rank, groups)
+        else:  # which a convolution with groups can't have
+            pair = lora_factors(A.flatten(2), B, module.scaling, rank, module.mixing, core)
+            pair = pair[0].unflatten(1, (-1, *A.shape[3:])), pair[1][(...,) + (None,) * (A.dim() - 3)]
     elif module.kind == "embedding":
         names = ("lora_embedding_A", "lora_embedding_B")
-        scaled = _scaled(B, module.scaling)
+        columns = _columns(B, module.scaling, module.mixing, core)
         missing = rank - module.equivalent_rank
-        rows = A.flatten(0, 1).to(scaled.dtype)
-        pair = _padded(rows, (0, 0, 0, missing)), _padded(torch.block_diag(*scaled), (0, missing))
+        pair = _padded(A.flatten(0, 1).to(columns.dtype), (0, 0, 0, missing)), _padded(columns, (0, missing))
     elif module.kind == "parameter" and A.dim() == 4:
-        experts = [lora_factors(A[:, e], B[:, e], module.scaling, rank) for e in range(module.experts)]
+        experts = [
+            lora_factors(A[:, e], B[:, e], module.scaling, rank, module.mixing, None if core is None else core[e])
+            for e in range(module.experts)
+        ]
         # LoRA's own order: lora_A has an expert's ranks as neighbouring rows, lora_B a rank's experts as columns.
         pair = torch.cat([a for a, _ in experts]), torch.stack([b for _, b in experts], dim=2).flatten(1)
     else:
-        pair = lora_factors(A, B, module.scaling, rank)
+        pair = lora_factors(A, B, module.scaling, rank, module.mixing, core)
+        if module.permute != "none":
+            of_in, of_out = (None, None) if order is None else order.split([module.d_in, module.d_out])
+            pair = placed(pair[0].T, module.n, of_in).T, placed(pair[1], module.n, of_out)
         if (
             module.kind == "attention"
         ):  # a mini's rows are query's, key's and value's; the base's are all of query's, ...
@@ -94,8 +127,12 @@ def _padded(x: torch.Tensor, by: tuple[int, ...]) -> torch.Tensor:
 
 def _scaled(B: torch.Tensor, scaling: float) -> torch.Tensor:
     """scaling * B, multiplied in fp64: in B's own dtype, or in fp32 if that has 16 bits that do not hold it exactly."""
-    scaled = B.to(torch.float64) * scaling
-    own = scaled.to(B.dtype)
-    if B.dtype in (torch.float16, torch.bfloat16) and not torch.equal(own.to(torch.float64), scaled):
-        return scaled.to(torch.float32)
+    return _narrowed(B.to(torch.float64) * scaling, B.dtype)
+
+
+def _narrowed(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An fp64 tensor in `dtype`, or in fp32 if that has 16 bits that do not hold it exactly."""
+    own = exact.to(dtype)
+    if dtype in (torch.float16, torch.bfloat16) and not torch.equal(own.to(torch.float64), exact):
+        return exact.to(torch.float32)
     return own

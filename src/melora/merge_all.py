@@ -59,11 +59,11 @@ def _restorer(layer: BaseTunerLayer, adapter_names: list[str] | None) -> Callabl
         return unmerge
 
     names = layer.active_adapters if adapter_names is None else adapter_names
-    sizes = {layer.n[name] for name in names if name in layer.n and name not in merged}
+    todo = [name for name in names if name in layer.n and name not in merged]
     drift = layer.merge_drift
     if layer.quantization_backend is not None:
         # HQQ's back end makes a new layer and leaves the old one alone (which can't be copied anyway, hqq 0.2.8).
-        untouched = not sizes or isinstance(layer.quantization_backend, HqqBackend)
+        untouched = not todo or isinstance(layer.quantization_backend, HqqBackend)
         base = layer.base_layer if untouched else copy.deepcopy(layer.base_layer)
 
         def restore_base() -> None:
@@ -72,13 +72,15 @@ def _restorer(layer: BaseTunerLayer, adapter_names: list[str] | None) -> Callabl
         return restore_base
 
     weight = layer.get_base_weight()
-    saved = {n: layer.blocks_of(weight, n).clone() for n in sizes}
+    # One for each part that is changed: a diagonal of n blocks, or with mixing the whole weight.
+    parts = {(layer.n[name], layer.mixing[name] == "none", layer.permute[name] == "none"): name for name in todo}
+    saved = {name: layer.changed_part(weight, name).clone() for name in parts.values()}
 
     def restore_blocks() -> None:
         with onload_layer(layer):
             weight = layer.get_base_weight()
-            for n, blocks in saved.items():
-                layer.blocks_of(weight, n).copy_(blocks)
+            for name, blocks in saved.items():
+                layer.changed_part(weight, name).copy_(blocks)
         layer.merged_adapters = merged
 
     return restore_blocks

@@ -113,8 +113,8 @@ class MergingLayer(MeloraLayer):
             base.bias = bias  # PEFT 0.21 builds a new HQQ layer for the new weight, and leaves the bias out
 
     def _add(self, weight: torch.Tensor, name: str, sign: float) -> None:
-        """weight += sign * dW in place, touching the minis' own blocks alone: one n-th of a linear layer's weight."""
-        blocks = self.blocks_of(weight, self.n[name])
+        """weight += sign * dW in place, touching what changes alone: without mixing one n-th of a linear layer's."""
+        blocks = self.changed_part(weight, name)
         blocks.add_(self.delta_blocks(name).reshape(blocks.shape).to(weight.device), alpha=sign)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from .adapted import AdaptedLayer
 from .config import MeloraConfig
 from .errors import MeloraError
-from .shapes import check_shape, diagonal_blocks
+from .shapes import block_grid, check_shape
 from .substitute import call_with
 
 
@@ -64,10 +64,13 @@ class ParamWrapper(AdaptedLayer):
             "adapters, with LoRA neither; call the model once for each adapter"
         )
 
-    def blocks_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
+    def core_shape(self, n: int, r: int) -> tuple[int, ...]:
+        return *self.experts, r, n, n
+
+    def grid_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
         if is_transposed(self.get_base_layer(), weight):
             weight = weight.transpose(-2, -1)
-        return diagonal_blocks(weight, n, rows=weight.dim() - 2, columns=weight.dim() - 1)
+        return block_grid(weight, n, rows=weight.dim() - 2, columns=weight.dim() - 1)
 
     def weight_shape(self) -> tuple[int, ...]:
         return tuple(self.get_base_weight().shape)

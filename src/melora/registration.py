@@ -37,4 +37,12 @@ def register(config_cls: type[Any], model_cls: type[Any]) -> None:
     mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind] = config_cls
     mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind] = model_cls
     mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind] = model_cls.prefix
-    hotswap.CONFIG_KEYS_TO_CHECK[kind] = ["n", "use_rslora", "lora_dropout", "alpha_pattern", "n_pattern"]
+    hotswap.CONFIG_KEYS_TO_CHECK[kind] = [
+        "n",
+        "mixing",
+        "permute",
+        "use_rslora",
+        "lora_dropout",
+        "alpha_pattern",
+        "n_pattern",
+    ]

@@ -20,8 +20,8 @@ def ways_out(size: int) -> str:
     return f"choose n from {shown}, or give this module its own in n_pattern, or leave it out by exclude_modules"
 
 
-def diagonal_blocks(weight: torch.Tensor, n: int, rows: int = 0, columns: int = 1) -> torch.Tensor:
-    """The n diagonal blocks of a weight, as one view: (n, ...) with the sizes of `rows` and `columns` divided by n.
+def block_grid(weight: torch.Tensor, n: int, rows: int = 0, columns: int = 1) -> torch.Tensor:
+    """The n x n blocks of a weight, as one view: (n, n, ...) with the sizes of `rows` and `columns` divided by n.
 
     Args:
         weight: of any number of dimensions and any strides.
@@ -29,8 +29,13 @@ def diagonal_blocks(weight: torch.Tensor, n: int, rows: int = 0, columns: int = 
         rows, columns: which dimensions are split, rows before columns.
     """
     split = weight.unflatten(columns, (n, -1)).unflatten(rows, (n, -1))
-    blocks: torch.Tensor = split.diagonal(dim1=rows, dim2=columns + 1).movedim(-1, 0)
-    return blocks
+    grid: torch.Tensor = split.movedim((rows, columns + 1), (0, 1))
+    return grid
+
+
+def diagonal_of(grid: torch.Tensor) -> torch.Tensor:
+    """The n diagonal blocks of a grid (n, n, ...), as a view (n, ...)."""
+    return grid.diagonal(dim1=0, dim2=1).movedim(-1, 0)
 
 
 def check_shape(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
@@ -46,6 +51,16 @@ def check_shape(module: str, d_in: int, d_out: int, n: int, r: int) -> None:
             f"{module}: n={n} does not divide both d_in={d_in} and d_out={d_out}; {ways_out(math.gcd(d_in, d_out))}"
         )
     check_rank(module, d_in, d_out, n, r)
+
+
+def check_exchange(module: str, n: int, r: int, mixing: str) -> None:
+    """Raise MeloraError if ranks are to be exchanged between n blocks and n does not divide r."""
+    if mixing == "shuffle" and r % n:
+        raise MeloraError(
+            f"{module}: mixing='shuffle' sends r / n ranks of each block to each, and n={n} does not divide r={r}: "
+            f"choose r={math.ceil(r / n) * n} (in rank_pattern for this module alone), a divisor of {r} for n, or "
+            "mixing='learned'"
+        )
 
 
 def check_rank(module: str, d_in: int, d_out: int, n: int, r: int) -> None:

@@ -28,6 +28,7 @@ from .dispatch import layer_class
 from .errors import MeloraError
 from .initial import check_start, has_start
 from .parameters import check_config, check_parameter, parameter_sizes
+from .shapes import check_exchange
 from .sources import check_kind, check_source
 
 
@@ -83,6 +84,7 @@ def check_targets(model: nn.Module, config: MeloraConfig, *, sources: bool = Tru
         backend = resolve_quantization_backend(base, **quantization)
         cls = layer_class(name, base, backend)
         cls.check_base(name, base, n, r)
+        cls.check_options(name, base, n, r, config)
         if has_start(config.init_weights):
             check_kind(name, base, cls, config.init_weights)
             check_start(name, config.init_weights, *cls.block_sizes(name, base, n), r)
@@ -178,6 +180,9 @@ def _check_parameters(
             )
         r, n, _ = module_settings(config, key)
         check_parameter(key, base, parameter_name, n, r)
+        check_exchange(key, n, r, config.mixing)
+        if config.permute != "none":
+            raise MeloraError(f"{key}: permute={config.permute!r} is for linear layers: use permute='none'")
         d_in, d_out = parameter_sizes(base, parameter_name)
         check_start(key, config.init_weights, d_out // n, d_in // n, r)
         if config.init_weights == "lora_ga":

@@ -92,6 +92,8 @@ def add_weighted_adapter(model: BaseTuner, name: str, combination: Combination) 
         MeloraError: the adapters can't be combined like that; the model is then as it was.
     """
     _check_adapters(model, combination.adapters)
+    _check_mixing({model.peft_config[adapter].mixing for adapter in combination.adapters}, combination)
+    _check_permute({model.peft_config[adapter].permute for adapter in combination.adapters}, combination)
     layers = {
         key: module
         for key, module in model.model.named_modules()
@@ -110,6 +112,10 @@ def add_weighted_adapter(model: BaseTuner, name: str, combination: Combination) 
     for key, layer in layers.items():
         for factor, values in zip(layer.mini_factors(name), factors[key], strict=True):
             factor.weight.copy_(values.reshape(factor.weight.shape))
+        core = layer.core(name)
+        if core is not None:
+            cores = [layer.core(adapter) for adapter in combination.adapters if adapter in layer.scaling]
+            core.copy_(torch.cat([of_one for of_one in cores if of_one is not None]))
 
 
 def _check_adapters(model: BaseTuner, adapters: Sequence[str]) -> None:
@@ -173,6 +179,31 @@ def combine(module: str, layer: MeloraLayer, combination: Combination) -> tuple[
     layer.check(module, n, rank)
     update = combination.mix([layer.delta_blocks(adapter).flatten(2) for adapter in here], list(here.values()))
     return _svd(update, rank, combination)
+
+
+def _check_permute(permute: set[str], combination: Combination) -> None:
+    """Minis are combined block by block, so all must have the same channels, which calibrated orders seldom are."""
+    if permute == {"none"} or (permute == {"strided"} and combination.kind in {"cat", *_ON_FACTORS}):
+        return
+    raise MeloraError(
+        f"{', '.join(combination.adapters)}: combination_type {combination.kind} does not take adapters with permute="
+        f"{' and '.join(sorted(permute))}: convert each with `melora export` and combine the LoRA adapters"
+    )
+
+
+def _check_mixing(mixing: set[str], combination: Combination) -> None:
+    """What mixes ranks across blocks has to stay of its form: C belongs to its ranks, the shuffle to their number."""
+    way_out = "convert each with `melora export` and combine the LoRA adapters, which is exact with cat"
+    if len(mixing) > 1:
+        raise MeloraError(f"{', '.join(combination.adapters)}: have mixing={' and '.join(sorted(mixing))}; {way_out}")
+    kind = next(iter(mixing))
+    possible = {"none": True, "learned": combination.kind == "cat", "shuffle": combination.kind in _ON_FACTORS}
+    if not possible[kind] and not (len(combination.adapters) == 1 and combination.kind == "linear"):
+        known = "cat" if kind == "learned" else ", ".join(sorted(_ON_FACTORS))
+        raise MeloraError(
+            f"combination_type {combination.kind} does not take adapters with mixing={kind!r}: choose {known}, or "
+            f"{way_out}"
+        )
 
 
 def _common(values: set[int]) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 from melora_cli import main
 
 _SHARED = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))
-tiny_model, tiny_data = _SHARED["tiny_model"], _SHARED["tiny_data"]
+tiny_model, lively_model, tiny_data = _SHARED["tiny_model"], _SHARED["lively_model"], _SHARED["tiny_data"]
 recipe_values, recipe_file, trained_run = _SHARED["recipe_values"], _SHARED["recipe_file"], _SHARED["trained_run"]
 
 

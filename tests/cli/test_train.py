@@ -45,10 +45,13 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
 AUTO = ("adapter.n=auto", "adapter.target_modules=[query, dense]", "adapter_search.batches=3")
 
 
-def test_n_auto_is_chosen_shown_and_kept(melora: Callable[..., Any], recipe_file: Path, tmp_path: Path) -> None:
-    done = melora("train", recipe_file, *AUTO, "training.num_train_epochs=1")
+def test_n_auto_is_chosen_shown_and_kept(
+    melora: Callable[..., Any], recipe_file: Path, lively_model: Path, tmp_path: Path
+) -> None:
+    model = f"model.name_or_path={lively_model}"
+    done = melora("train", recipe_file, model, *AUTO, "training.num_train_epochs=1")
     assert done.code == 0, done.err
-    assert "choosing the adapter's n and r by the gradient of 3 batches" in done.out
+    assert "choosing n of each module by the gradient of 3 batches" in done.out
     shown = {row[0]: row[4:] for row in map(str.split, done.out.splitlines()) if row and "encoder.layer" in row[0]}
     run = tmp_path / "run"
     kept = json.loads((run / "allocation.json").read_text())

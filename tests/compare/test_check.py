@@ -25,6 +25,15 @@ def _message(values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+def test_n_auto_is_checked_on_shapes(study_values: dict[str, Any]) -> None:
+    method = study_values["methods"]["melora"]
+    method["adapter"]["n"] = "auto"
+    study = parse_study(study_values)
+    check_study(study, cells(study))
+    method["adapter_search"] = {"budget": 100}
+    assert "task rating, method melora: budget=100 is below 256, what r=1 takes" in _message(study_values)
+
+
 @pytest.mark.parametrize(
     ("adapter", "message"),
     [

@@ -57,6 +57,7 @@ def test_a_default_that_is_spelled_out_changes_no_hash(study_values: dict[str, A
     job = Cell(parse_study(study_values), "rating", "lora").job({RATE: 0.5}, 0)
     study_values["base"]["head_learning_rate_ratio"] = 1
     study_values["base"]["data"]["rows_seed"] = 0
+    study_values["base"]["adapter_search"] = {"batches": 8}
     assert Cell(parse_study(study_values), "rating", "lora").job({RATE: 0.5}, 0).run == job.run
 
 
@@ -112,3 +113,12 @@ def test_an_unknown_key_of_the_scoring(study_values: dict[str, Any]) -> None:
     study_values["tasks"]["rating"]["score"] = {"rows": 3}
     with pytest.raises(MeloraError, match=r"task rating, method lora: .*rows"):
         Cell(parse_study(study_values), "rating", "lora").job({RATE: 0.5}, 0)
+
+
+def test_a_hash_tells_how_n_is_chosen(study_values: dict[str, Any]) -> None:
+    study_values["methods"]["melora"]["adapter"]["n"] = "auto"
+    names = set()
+    for search in ({}, {"batches": 4}, {"budget": 2000}):
+        study_values["methods"]["melora"]["adapter_search"] = search
+        names.add(Cell(parse_study(study_values), "rating", "melora").job({RATE: 0.5}, 0).run)
+    assert len(names) == 3

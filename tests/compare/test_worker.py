@@ -3,14 +3,16 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from melora.compare import worker
 from melora.compare.jobs import Cell, Job
+from melora.compare.known import Known
 from melora.compare.space import RATE
 from melora.compare.state import TEST, failure_of, note_failure, state_of
-from melora.compare.study import Study
+from melora.compare.study import Study, parse_study
 from melora.errors import MeloraError
 from melora.training.failures import TrainingError
 from melora.training.folder import CHECKPOINTS, RESULTS, read_json
@@ -46,6 +48,20 @@ def test_a_run_is_scored_on_the_untouched_split(job: Job) -> None:
     assert test["rows"] == 32
     assert test["data"].endswith("validation.parquet")
     assert test["metrics"]["pearson"] != results["metrics"]["pearson"]
+
+
+def test_a_run_that_chooses_its_n(study_values: dict[str, Any]) -> None:
+    method = study_values["methods"]["melora"]
+    method["adapter"] = {"method": "melora", "n": "auto"}
+    method["adapter_search"] = {"batches": 2, "budget": 400}
+    job = Cell(parse_study(study_values), "rating", "melora").job({RATE: 0.02}, 0)
+    worker.make(job, score=True)
+    assert state_of(job) == "scored"
+    chosen = read_json(job.folder / "allocation.json")
+    record = Known({}).record(job, chosen=True)
+    assert record.parameters == chosen["parameters"] <= 400
+    rows = {(row["n"], row["r"]) for row in chosen["modules"]}
+    assert (record.n, record.r) == (rows.pop() if len(rows) == 1 else (None, None))
 
 
 def test_what_is_there_is_not_done_again(job: Job) -> None:

@@ -168,6 +168,23 @@ def test_forward_is_the_quantised_base_plus_the_update(backend: Backend) -> None
         torch.testing.assert_close(y.float(), expected, rtol=0.02, atol=1e-5 if dtype == torch.float32 else 0.02)
 
 
+@pytest.mark.parametrize("mixing", ["learned", "shuffle"])
+def test_ranks_mixed_across_blocks(merging: Backend, mixing: str) -> None:
+    """Forward adds the whole dense update, and a merge reaches the blocks off the diagonal too."""
+    dtype = merging.dtypes[0]
+    model, x = adapt(merging.make(dtype), r=4, mixing=mixing).train(), x_of(dtype)
+    layer = model.base_model.model.layer
+    with torch.no_grad():
+        update = layer.get_delta_weight("default").float()
+        assert update[:16, 16:].any()
+        expected = merging.make(dtype).train()(x).float() + x.float() @ update.T
+        torch.testing.assert_close(model(x).float(), expected, rtol=0.02, atol=1e-5)
+        exact = layer.get_base_weight().float() + update
+        with pytest.warns(UserWarning, match="differ from the exact sum"):
+            model.merge_adapter()
+        assert (layer.get_base_weight() - exact).abs().max() < merging.bound * exact.abs().max()
+
+
 def test_backward_trains_the_adapter_and_reaches_the_input(backend: Backend) -> None:
     make, dtype = backend.make, backend.dtypes[0]
     model, x = adapt(make(dtype), init_weights=True).train(), x_of(dtype).requires_grad_()

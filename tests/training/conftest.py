@@ -46,6 +46,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def lively_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights ten times as large: gradients of one direction alone become gradients of many."""
+    folder = tmp_path_factory.mktemp("model") / "lively-bert"
+    model = AutoModel.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(10)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.parquet (96 rows) and validation.parquet (32): text, rating (a number), mood (a name), kind (0 or 1)."""
     folder = tmp_path_factory.mktemp("data")

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     several.add_argument("--adapters", type=int, nargs="+", metavar="K", help="multi: in one batch (1 8 64 512)")
     several.add_argument("--model", dest="models", nargs="+", metavar="NAME", help="minilm, smollm2, tiny")
-    peers = "lora, lora-r, gralora, bdlora, vera, miss, loop, einsum, dense"
+    peers = "lora, lora-r, learned, shuffle, gralora, bdlora, vera, miss, loop, einsum, dense"
     parser.add_argument("--peers", nargs="+", metavar="NAME", help=f"beside MELoRA: {peers} (default: lora-r lora)")
     parser.add_argument("--device", metavar="NAME", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, metavar="N", help="PyTorch's threads (default: its own choice)")

@@ -36,6 +36,12 @@ class Peer:
         """PEFT's config of a method of PEFT's; with random B: at B = 0 the gradients of A and of x are zeros."""
         make: dict[str, Callable[[], Any]] = {
             "melora": lambda: MeloraConfig(r=self.r, n=self.n, lora_dropout=dropout, init_weights=False),
+            "learned": lambda: MeloraConfig(
+                r=self.r, n=self.n, lora_dropout=dropout, init_weights=False, mixing="learned"
+            ),
+            "shuffle": lambda: MeloraConfig(
+                r=self.r, n=self.n, lora_dropout=dropout, init_weights=False, mixing="shuffle"
+            ),
             "lora": lambda: LoraConfig(r=self.r, lora_dropout=dropout, init_lora_weights=False),
             "gralora": lambda: GraloraConfig(
                 r=self.r, gralora_k=self.n, gralora_dropout=dropout, alpha=self.r, init_weights=False
@@ -59,6 +65,8 @@ METHODS = {
     "base": "frozen base",
     "plain": "plain write or read",
     "melora": "MELoRA",
+    "learned": "MELoRA, learned mixing",
+    "shuffle": "MELoRA, shuffle",
     "lora": "PEFT LoRA",
     "gralora": "PEFT GraLoRA",
     "bdlora": "PEFT BD-LoRA",
@@ -72,6 +80,8 @@ METHODS = {
 PEERS = {
     "lora": "PEFT's LoRA of rank n*r",
     "lora-r": "PEFT's LoRA of rank r: equal parameters",
+    "learned": "MELoRA with mixing='learned': r n^2 parameters more",
+    "shuffle": "MELoRA with mixing='shuffle', n = gcd(n, r) blocks",
     "gralora": "PEFT's GraLoRA of equal parameters, k = gcd(n, r) blocks",
     "bdlora": "PEFT's BD-LoRA, block-diagonal B, of the nearest number of parameters",
     "vera": "PEFT's VeRA of rank n*r",
@@ -108,6 +118,8 @@ def _peer(name: str, n: int, r: int, d_in: int, d_out: int) -> Peer:
     if name in ("lora", "lora-r"):
         rank = n * r if name == "lora" else r
         return Peer("lora", 1, rank, rank)
+    if name == "shuffle":
+        return Peer("shuffle", math.gcd(n, r), r, math.gcd(n, r) * r, "equal parameters")
     if name == "gralora":
         return Peer("gralora", math.gcd(n, r), r, r, "equal parameters")
     if name == "bdlora":

@@ -16,6 +16,8 @@ COLOURS = {
     "base": "#8a8a8a",
     "plain": "#8a8a8a",
     "melora": "#1f6fb4",
+    "learned": "#63a4d8",
+    "shuffle": "#16456e",
     "lora": "#d9822b",
     "gralora": "#4c9f50",
     "bdlora": "#b5493f",

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ..allocation import Allocation
 from ..config import AUTO
 from ..errors import MeloraError
+from ..training.allocating import what_is_chosen
 from ..training.arguments import training_arguments
 from ..training.folder import ADAPTER, CURVES, RunFolder
 from ..training.keys import recipe_keys
@@ -109,6 +110,8 @@ def _planned(recipe: Recipe, module: ModulePlan) -> list[str]:
     unknown = {"n"} if recipe.adapter.get("n") == AUTO else set()
     if recipe.searches_adapter and recipe.adapter_search.budget is not None:
         unknown |= {"r", "parameters"}
+    if unknown and recipe.adapter.get("mixing") == "learned":  # whose core has r n^2
+        unknown.add("parameters")
     shown: list[str] = []
     for key in ("n", "r", "equivalent_rank", "parameters"):
         value = getattr(module, key)
@@ -123,11 +126,10 @@ def _show_search(recipe: Recipe, console: Console) -> None:
     if not recipe.searches_adapter:
         return
     search = recipe.adapter_search
-    what = "n" if search.budget is None else "r" if recipe.adapter.get("n") != AUTO else "n and r"
     limit = "" if search.budget is None else f", for at most {search.budget:,} parameters in place of those above"
     console.print(
-        f"auto     {what} of each module, chosen at the start of training by the gradient of {search.batches} "
-        f"batches{limit}",
+        f"auto     {what_is_chosen(recipe)} of each module, chosen at the start of training by the gradient of "
+        f"{search.batches} batches{limit}",
         markup=False,
     )
 

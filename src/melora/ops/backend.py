@@ -18,8 +18,8 @@ def use_backend(name: str) -> None:
     """Choose the back end of every layer of this process: "batched" or "triton" (docs/gpu.md).
 
     Without a call the environment variable MELORA_BACKEND decides, else it is "batched": no one has measured the
-    kernels on a GPU yet. What they can't run (CPU tensors, fp64, DTensor, minis of a rank above 128) goes to batched
-    products.
+    kernels on a GPU yet. What they can't run (CPU tensors, fp64, DTensor, minis of a rank above 128, ranks
+    mixed across blocks) goes to batched products.
 
     Raises:
         MeloraError: the name is not known, or triton can't be imported.
@@ -62,9 +62,15 @@ def block_lora(
     *,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """`batched.block_lora`, by the back end in use."""
+    if core is not None or shuffle:
+        return batched.block_lora(
+            x, A, B, scaling, weight=weight, bias=bias, core=core, shuffle=shuffle, dropout=dropout
+        )
     y: torch.Tensor = _able(x, A).block_lora(x, A, B, scaling, weight=weight, bias=bias, dropout=dropout)
     return y
 
@@ -76,10 +82,16 @@ def add_block_lora(
     B: torch.Tensor,
     scaling: float,
     *,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
     dropout: float = 0.0,
     in_place: bool = False,
 ) -> torch.Tensor:
     """`batched.add_block_lora`, by the back end in use."""
+    if core is not None or shuffle:
+        return batched.add_block_lora(
+            out, x, A, B, scaling, core=core, shuffle=shuffle, dropout=dropout, in_place=in_place
+        )
     y: torch.Tensor = _able(x, A).add_block_lora(out, x, A, B, scaling, dropout=dropout, in_place=in_place)
     return y
 

@@ -16,11 +16,13 @@ def block_lora(
     *,
     weight: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """y = W x + b + scaling * concat_i(B_i A_i drop(x)_i); the arguments of `block_lora_reference`, and dropout.
 
-    All tensors share one device and one floating dtype. Differentiable any number of times in x, W, b, A and B. What
+    All tensors share one device and one floating dtype. Differentiable any number of times in all of them. What
     autograd keeps is x (the base layer of a trained network keeps it anyway), T * n * r numbers, and with dropout one
     bit an element of x.
 
@@ -31,19 +33,21 @@ def block_lora(
         scaling: the factor on the adapter's output.
         weight: (d_out, d_in), or None for the adapter's output alone.
         bias: (d_out,) or None.
+        core: (r, n, n) or None; block (i, j) of the update is then B_i diag(core[:, i, j]) A_j.
+        shuffle: exchange ranks between blocks, as `mixing.mix` says; without a core.
         dropout: probability of zeroing an element of the adapter's input; 0 outside training.
 
     Returns:
         (..., d_out)
     """
     if torch.compiler.is_compiling():
-        return registered.block_lora(x, weight, bias, A, B, scaling, dropout)
+        return registered.block_lora(x, weight, bias, A, B, scaling, dropout, core, shuffle)
     if torch.is_grad_enabled():
-        y: torch.Tensor = _BlockLora.apply(None, False, x, weight, bias, A, B, scaling, dropout)
+        y: torch.Tensor = _BlockLora.apply(None, False, x, weight, bias, A, B, core, scaling, dropout, shuffle)
         return y
     if x.numel() == x.shape[-1] and dropout == 0.0:
-        return products.one_token(x, weight, bias, A, B, scaling)
-    return products.forward(None, x, weight, bias, A, B, scaling, dropout)[0]
+        return products.one_token(x, weight, bias, A, B, scaling, core, shuffle)
+    return products.forward(None, x, weight, bias, A, B, scaling, dropout, core, shuffle)[0]
 
 
 def add_block_lora(
@@ -53,6 +57,8 @@ def add_block_lora(
     B: torch.Tensor,
     scaling: float,
     *,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
     dropout: float = 0.0,
     in_place: bool = False,
 ) -> torch.Tensor:
@@ -67,14 +73,14 @@ def add_block_lora(
         (..., d_out); the one tensor of that size that is made, if any.
     """
     if torch.compiler.is_compiling():
-        return registered.add_block_lora(out, x, A, B, scaling, dropout)
+        return registered.add_block_lora(out, x, A, B, scaling, dropout, core, shuffle)
     in_place = in_place and out.is_contiguous() and not out._is_view()
     if torch.is_grad_enabled():
-        y: torch.Tensor = _BlockLora.apply(out, in_place, x, None, None, A, B, scaling, dropout)
+        y: torch.Tensor = _BlockLora.apply(out, in_place, x, None, None, A, B, core, scaling, dropout, shuffle)
         return y
     if not in_place:
         out = out.clone(memory_format=torch.contiguous_format)
-    return products.forward(out, x, None, None, A, B, scaling, dropout)[0]
+    return products.forward(out, x, None, None, A, B, scaling, dropout, core, shuffle)[0]
 
 
 class _BlockLora(torch.autograd.Function):
@@ -88,29 +94,34 @@ class _BlockLora(torch.autograd.Function):
         bias: torch.Tensor | None,
         A: torch.Tensor,
         B: torch.Tensor,
+        core: torch.Tensor | None,
         scaling: float,
         dropout: float,
+        shuffle: bool,
     ) -> torch.Tensor:
         if in_place:
             ctx.mark_dirty(out)
         elif out is not None:
             out = out.clone(memory_format=torch.contiguous_format)
-        y, u, bits = products.forward(out, x, weight, bias, A, B, scaling, dropout)
-        ctx.save_for_backward(x, weight, A, B, u, bits)
+        y, u, bits = products.forward(out, x, weight, bias, A, B, scaling, dropout, core, shuffle)
+        ctx.save_for_backward(x, weight, A, B, core, u, bits)
         ctx.scaling = scaling
         ctx.dropout = dropout
+        ctx.shuffle = shuffle
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, A, B, u, bits = ctx.saved_tensors
-        need_out, _, need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:7]
+        x, weight, A, B, core, u, bits = ctx.saved_tensors
+        need_out, _, need_x, need_weight, need_bias, *needs = ctx.needs_input_grad[:8]
         grads: tuple[torch.Tensor | None, ...]
         if torch.is_grad_enabled():
-            grads = differentiable_gradients(grad, x, weight, A, B, bits, ctx.scaling, ctx.dropout)
+            grads = differentiable_gradients(grad, x, weight, A, B, core, bits, ctx.scaling, ctx.dropout, ctx.shuffle)
         else:
-            grads = products.backward(grad, x, weight, A, B, u, bits, ctx.scaling, ctx.dropout, need_x, need_A, need_B)
+            need_A, need_B, need_core = needs
+            sizes = (ctx.scaling, ctx.dropout, need_x, need_A, need_B)
+            grads = products.backward(grad, x, weight, A, B, u, bits, *sizes, core, ctx.shuffle, need_core)
         grad_weight = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1]) if need_weight else None
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if need_bias else None
-        grad_x, grad_A, grad_B = grads
-        return grad if need_out else None, None, grad_x, grad_weight, grad_bias, grad_A, grad_B, None, None
+        grad_x, *grad_factors = grads
+        return grad if need_out else None, None, grad_x, grad_weight, grad_bias, *grad_factors, None, None, None

@@ -2,9 +2,18 @@
 
 import torch
 
+from .mixing import exchange
+
 
 def grouped_block_lora(
-    x: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scaling: torch.Tensor, index: torch.Tensor
+    x: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    scaling: torch.Tensor,
+    index: torch.Tensor,
+    *,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
 ) -> torch.Tensor:
     """Row j of the result is adapter index[j]'s output for row j of x.
 
@@ -17,6 +26,8 @@ def grouped_block_lora(
         B: (K, n, d_out / n, r).
         scaling: (K,), the factors on their outputs.
         index: (R,), int64, which adapter a row goes through.
+        core: (K, r, n, n) or None, and
+        shuffle: as in `block_lora`.
 
     Returns:
         (R, ..., d_out)
@@ -24,5 +35,10 @@ def grouped_block_lora(
     _, n, _, block_in = A.shape
     A, B = A.index_select(0, index), (B * scaling.view(-1, 1, 1, 1)).index_select(0, index)
     slices = x.reshape(x.shape[0], -1, n, block_in).transpose(1, 2)  # (R, n, tokens, d_in / n)
-    y = slices @ A.transpose(2, 3) @ B.transpose(2, 3)
+    u = slices @ A.transpose(2, 3)
+    if core is not None:
+        u = torch.einsum("Rkij,Rjtk->Ritk", core.index_select(0, index), u)
+    elif shuffle:
+        u = exchange(u, 1)
+    y = u @ B.transpose(2, 3)
     return y.transpose(1, 2).reshape(*x.shape[:-1], n * B.shape[2])

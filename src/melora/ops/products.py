@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .keep_bits import chunk_rows, draw, keep_scale, masks
+from .mixing import core_gradient, exchange, mix, product
 from .plain import minis
 
 
@@ -21,6 +22,8 @@ def forward(
     B: torch.Tensor,
     scaling: float,
     dropout: float,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """y, and what `backward` needs.
 
@@ -39,7 +42,8 @@ def forward(
         u, bits = torch.bmm(minis(x, n), A.transpose(1, 2)), None
     if out is None:
         out = x.new_zeros((*x.shape[:-1], n * B.shape[1])) if weight is None else F.linear(x, weight, bias)
-    _accumulate(out.view(-1, n, B.shape[1]).transpose(0, 1), u, B.transpose(1, 2), scaling)
+    v = u if core is None and not shuffle else mix(u, core, shuffle)
+    _accumulate(out.view(-1, n, B.shape[1]).transpose(0, 1), v, B.transpose(1, 2), scaling)
     return out, u, bits
 
 
@@ -50,6 +54,8 @@ def one_token(
     A: torch.Tensor,
     B: torch.Tensor,
     scaling: float,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
 ) -> torch.Tensor:
     """`block_lora` for x of one token, as in decoding, without gradients and dropout.
 
@@ -57,6 +63,8 @@ def one_token(
     """
     n = A.shape[0]
     u = torch.bmm(A, x.reshape(n, -1, 1))
+    if core is not None or shuffle:
+        u = mix(u.transpose(1, 2), core, shuffle).transpose(1, 2)
     y = x.new_zeros((*x.shape[:-1], n * B.shape[1])) if weight is None else F.linear(x, weight, bias)
     y.view(n, -1, 1).baddbmm_(B, u, alpha=scaling)
     return y
@@ -75,24 +83,35 @@ def backward(
     need_x: bool,
     need_A: bool,
     need_B: bool,
-) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """The gradients of x (the base's too, where `weight` is given), A and B, each None where it is not needed.
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
+    need_core: bool = False,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of x (the base's too, where `weight` is given), A, B and core, each None where it is not needed.
 
     Args:
         grad: (..., d_out), the gradient of y.
         u, bits: from `forward`.
+        core, shuffle: as in `forward`; u is what it was before mixing.
     """
     n, _, block_in = A.shape
     g = minis(grad, n)
     scaling *= keep_scale(dropout)
-    grad_x = grad_A = grad_B = None
+    grad_x = grad_A = grad_B = grad_core = None
     if need_B:
         # As (u^T g)^T: 20 times faster than g^T u, whose rows are d_out apart (2 cores, fp32, d = 768, T = 2048,
         # 8x1: 0.22 against 4.4 ms).
-        grad_B = torch.bmm(u.transpose(1, 2), g).mul_(scaling).transpose(1, 2)
-    if not (need_A or need_x):
-        return None, None, grad_B
+        v = u if core is None and not shuffle else mix(u, core, shuffle)
+        grad_B = torch.bmm(v.transpose(1, 2), g).mul_(scaling).transpose(1, 2)
+    if not (need_A or need_x or need_core):
+        return None, None, grad_B, None
     grad_u = torch.bmm(g, _by_column(B)).mul_(scaling)
+    if need_core:
+        grad_core = core_gradient(grad_u, u)
+    if shuffle:
+        grad_u = exchange(grad_u, 0)
+    elif core is not None:
+        grad_u = product(core.transpose(1, 2), grad_u)
     if need_x:
         grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format) if weight is None else grad @ weight
     if bits is not None:
@@ -102,7 +121,7 @@ def backward(
             grad_A = torch.bmm(grad_u.transpose(1, 2), minis(x, n))
         if grad_x is not None:
             _accumulate(grad_x.view(-1, n, block_in).transpose(0, 1), grad_u, A, 1.0)
-    return grad_x, grad_A, grad_B
+    return grad_x, grad_A, grad_B, grad_core
 
 
 def _by_column(B: torch.Tensor) -> torch.Tensor:

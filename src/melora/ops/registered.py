@@ -20,18 +20,33 @@ _DRAWS = (torch.Tag.nondeterministic_seeded,)
 
 @torch.library.custom_op("melora::block_lora", mutates_args=(), tags=_DRAWS)
 def _block_lora(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float,
+    core: Tensor | None,
+    shuffle: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, u, bits = products.forward(None, x, weight, bias, A, B, scaling, dropout)
+    y, u, bits = products.forward(None, x, weight, bias, A, B, scaling, dropout, core, shuffle)
     return y.contiguous(), u, x.new_empty(0, dtype=torch.int64) if bits is None else bits
 
 
 @torch.library.custom_op("melora::add_block_lora", mutates_args=(), tags=_DRAWS)
 def _add_block_lora(
-    out: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float,
+    core: Tensor | None,
+    shuffle: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = out.clone(memory_format=torch.contiguous_format)
-    y, u, bits = products.forward(out, x, None, None, A, B, scaling, dropout)
+    y, u, bits = products.forward(out, x, None, None, A, B, scaling, dropout, core, shuffle)
     return y, u, x.new_empty(0, dtype=torch.int64) if bits is None else bits
 
 
@@ -49,11 +64,15 @@ def _block_lora_backward(
     need_x: bool,
     need_A: bool,
     need_B: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    core: Tensor | None,
+    shuffle: bool,
+    need_core: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kept = bits if dropout > 0.0 else None
-    grads = products.backward(grad, x, weight, A, B, u, kept, scaling, dropout, need_x, need_A, need_B)
-    grad_x, grad_A, grad_B = (grad.new_empty(0) if value is None else value for value in grads)
-    return grad_x.contiguous(), grad_A.contiguous(), grad_B.contiguous()
+    sizes = (scaling, dropout, need_x, need_A, need_B)
+    grads = products.backward(grad, x, weight, A, B, u, kept, *sizes, core, shuffle, need_core)
+    grad_x, grad_A, grad_B, grad_core = (grad.new_empty(0) if value is None else value.contiguous() for value in grads)
+    return grad_x, grad_A, grad_B, grad_core
 
 
 def _fake_forward(x: Tensor, A: Tensor, B: Tensor, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,13 +88,30 @@ def _fake_forward(x: Tensor, A: Tensor, B: Tensor, dropout: float) -> tuple[Tens
 
 @_block_lora.register_fake
 def _(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float,
+    core: Tensor | None,
+    shuffle: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_forward(x, A, B, dropout)
 
 
 @_add_block_lora.register_fake
-def _(out: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float,
+    core: Tensor | None,
+    shuffle: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     return _fake_forward(x, A, B, dropout)
 
 
@@ -93,46 +129,53 @@ def _(
     need_x: bool,
     need_A: bool,
     need_B: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = ((x, need_x), (A, need_A), (B, need_B))
-    grad_x, grad_A, grad_B = (grad.new_empty(like.shape if need else 0) for like, need in wanted)
-    return grad_x, grad_A, grad_B
+    core: Tensor | None,
+    shuffle: bool,
+    need_core: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted = ((x, need_x), (A, need_A), (B, need_B), (core, need_core))
+    grad_x, grad_A, grad_B, grad_core = (
+        grad.new_empty(like.shape if need and like is not None else 0) for like, need in wanted
+    )
+    return grad_x, grad_A, grad_B, grad_core
 
 
-def _gradients(ctx: Any, grad: Tensor, needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, ...]:
-    """The gradients of x, A and B."""
-    x, weight, A, B, u, bits = ctx.saved_tensors
+def _gradients(ctx: Any, grad: Tensor, needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of x, A, B and core."""
+    x, weight, A, B, core, u, bits = ctx.saved_tensors
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         kept = bits if ctx.dropout > 0.0 else None
-        return differentiable_gradients(grad, x, weight, A, B, kept, ctx.scaling, ctx.dropout)
-    grads = _block_lora_backward(grad, x, weight, A, B, u, bits, ctx.scaling, ctx.dropout, *needs)
+        return differentiable_gradients(grad, x, weight, A, B, core, kept, ctx.scaling, ctx.dropout, ctx.shuffle)
+    need_x, need_A, need_B, need_core = needs
+    sizes = (ctx.scaling, ctx.dropout, need_x, need_A, need_B)
+    grads = _block_lora_backward(grad, x, weight, A, B, u, bits, *sizes, core, ctx.shuffle, need_core)
     return tuple(value if need else None for value, need in zip(grads, needs, strict=True))
 
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, _, A, B, ctx.scaling, ctx.dropout = inputs
-    ctx.save_for_backward(x, weight, A, B, *output[1:])
+    x, weight, _, A, B, ctx.scaling, ctx.dropout, core, ctx.shuffle = inputs
+    ctx.save_for_backward(x, weight, A, B, core, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _set_up_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, x, A, B, ctx.scaling, ctx.dropout = inputs
-    ctx.save_for_backward(x, None, A, B, *output[1:])
+    _, x, A, B, ctx.scaling, ctx.dropout, core, ctx.shuffle = inputs
+    ctx.save_for_backward(x, None, A, B, core, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    need_x, need_weight, need_bias, need_A, need_B = ctx.needs_input_grad[:5]
-    grad_x, grad_A, grad_B = _gradients(ctx, grad, (need_x, need_A, need_B))
+    need_x, need_weight, need_bias, need_A, need_B, _, _, need_core, _ = ctx.needs_input_grad
+    grad_x, grad_A, grad_B, grad_core = _gradients(ctx, grad, (need_x, need_A, need_B, need_core))
     rows, x = grad.reshape(-1, grad.shape[-1]), ctx.saved_tensors[0]
     grad_weight = rows.T @ x.reshape(-1, x.shape[-1]) if need_weight else None
-    return grad_x, grad_weight, rows.sum(0) if need_bias else None, grad_A, grad_B, None, None
+    return grad_x, grad_weight, rows.sum(0) if need_bias else None, grad_A, grad_B, None, None, grad_core, None
 
 
 def _differentiate_add(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    need_out, *needs = ctx.needs_input_grad[:4]
-    grad_x, grad_A, grad_B = _gradients(ctx, grad, (needs[0], needs[1], needs[2]))
-    return grad if need_out else None, grad_x, grad_A, grad_B, None, None
+    need_out, need_x, need_A, need_B, _, _, need_core, _ = ctx.needs_input_grad
+    grad_x, grad_A, grad_B, grad_core = _gradients(ctx, grad, (need_x, need_A, need_B, need_core))
+    return grad if need_out else None, grad_x, grad_A, grad_B, None, None, grad_core, None
 
 
 _block_lora.register_autograd(_differentiate, setup_context=_set_up)
@@ -140,14 +183,31 @@ _add_block_lora.register_autograd(_differentiate_add, setup_context=_set_up_add)
 
 
 def block_lora(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float,
+    core: Tensor | None = None,
+    shuffle: bool = False,
 ) -> Tensor:
     """`batched.block_lora` as one node of a graph."""
-    y: Tensor = _block_lora(x, weight, bias, A, B, scaling, dropout)[0]
+    y: Tensor = _block_lora(x, weight, bias, A, B, scaling, dropout, core, shuffle)[0]
     return y
 
 
-def add_block_lora(out: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float, dropout: float) -> Tensor:
+def add_block_lora(
+    out: Tensor,
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float,
+    core: Tensor | None = None,
+    shuffle: bool = False,
+) -> Tensor:
     """`batched.add_block_lora` as one node of a graph, out of place."""
-    y: Tensor = _add_block_lora(out, x, A, B, scaling, dropout)[0]
+    y: Tensor = _add_block_lora(out, x, A, B, scaling, dropout, core, shuffle)[0]
     return y

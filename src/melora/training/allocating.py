@@ -32,6 +32,12 @@ def check_choice(recipe: Recipe, model: Any, config: PeftConfig) -> None:
         modules_to_choose_for(model, config, recipe.adapter_search.budget)
 
 
+def what_is_chosen(recipe: Recipe) -> str:
+    """For a person: what of n and r a recipe leaves open."""
+    open_n, open_r = recipe.adapter.get("n") == AUTO, recipe.adapter_search.budget is not None
+    return "n and r" if open_n and open_r else "n" if open_n else "r"
+
+
 def with_some_n(recipe: Recipe) -> Recipe:
     """The recipe with a number in place of n: auto, and without a search: for what costs the same whatever n is."""
     n = {"n": 1} if recipe.adapter.get("n") == AUTO else {}
@@ -83,5 +89,5 @@ def _choose(loaded: "Loaded") -> Allocation:
     if not isinstance(config, MeloraConfig):
         raise TypeError(f"n and r are chosen for MELORA alone, got {config.peft_type}")
     with gradient_pass(loaded) as batches:
-        logger.info("choosing the adapter's n and r by the gradient of %d batches", len(batches))
+        logger.info("choosing %s of each module by the gradient of %d batches", what_is_chosen(recipe), len(batches))
         return allocate(model, config, batches, budget=search.budget, seed=recipe.seed)[1]

@@ -26,8 +26,9 @@ def plot_allocation(allocation: Allocation, title: str, path: Path) -> None:
     FigureCanvasAgg(figure)
     for axes, (name, modules) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
         places = range(len(modules))
-        axes.bar(places, [m.effective_rank for m in modules], 0.8, color=_MEASURED, label="effective rank of gradient")
-        bars = axes.bar(places, [m.n * m.r for m in modules], 0.5, color=_GIVEN, label="n r of adapter")
+        measured = [m.effective_rank for m in modules]
+        bars = axes.bar(places, measured, 0.8, color=_MEASURED, label="effective rank of gradient")
+        axes.bar(places, [m.n * m.r for m in modules], 0.5, color=_GIVEN, label="n r of adapter")
         if len(modules) <= _MOST_NUMBERS:
             axes.bar_label(bars, [str(m.n) if m.r == 1 else f"{m.n}x{m.r}" for m in modules], fontsize=8, padding=1)
         step = 1 + (len(modules) - 1) // _MOST_NUMBERS

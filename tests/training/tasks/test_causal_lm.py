@@ -266,3 +266,11 @@ def test_a_resumed_run_logs_what_one_left_alone_logs(
     assert any("mean_token_accuracy" in event for event in logs[0])
     adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (whole, resumed)]
     assert all(torch.equal(adapters[0][key], adapters[1][key]) for key in adapters[0])
+
+
+def test_n_auto_takes_its_gradient_of_the_same_batches(instruct_values: dict[str, Any]) -> None:
+    adapter = {**instruct_values["adapter"], "n": "auto", "target_modules": "all-linear"}
+    run = train(parse_recipe({**instruct_values, "adapter": adapter, "adapter_search": {"batches": 2}})).path
+    rows = json.loads((run / "allocation.json").read_text())["modules"]
+    assert len(rows) % 7 == 0
+    assert all(row["effective_rank"] > 0 and row["d_in"] % row["n"] == row["d_out"] % row["n"] == 0 for row in rows)

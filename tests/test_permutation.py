@@ -1,0 +1,207 @@
+"""Minis on permuted channels (permute="strided", "correlation") through all that a linear layer's adapter does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from melora import MeloraConfig, MeloraError, MeloraLayer, inspect_adapter, load_adapter
+from melora.conversion import export_lora
+from melora.permutation import placed, strided
+
+from .test_layer_types import CASES, Case, _x, layers
+from .test_mixing import NEAR, SETTINGS, update_by_loops
+
+TARGETS: dict[str, Any] = {"target_modules": ["layer"]}
+LINEAR = Case(lambda: nn.Linear(8, 16), _x(3, 5, 8), lambda n: 2 * (8 + 16), TARGETS)
+CONV1D = Case(lambda: Conv1D(16, 8), _x(3, 5, 8), lambda n: 2 * (8 + 16), {**TARGETS, "fan_in_fan_out": True})
+MIXINGS = {"none": {"n": 4, "r": 2}, **SETTINGS}
+
+
+@pytest.fixture(params=["strided", "correlation"])
+def permute(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=MIXINGS)
+def mixed(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return MIXINGS[request.param]
+
+
+@pytest.fixture(params=[LINEAR, CONV1D], ids=["Linear", "Conv1D"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param  # type: ignore[no-any-return]
+
+
+def ordered(model: Any, seed: int = 5, name: str = "default") -> Any:
+    """The model with a random order in place of a calibrated one, where one is called for."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers(model).values():
+        if layer.permute[name] == "correlation":
+            sizes = layer.in_features, layer.out_features
+            layer.set_order(name, torch.cat([torch.randperm(size, generator=generator) for size in sizes]))
+    return model
+
+
+def orders(layer: MeloraLayer, name: str = "default") -> tuple[torch.Tensor, torch.Tensor]:
+    order = layer.order(name)
+    if order is None:
+        return strided(layer.in_features, layer.n[name]), strided(layer.out_features, layer.n[name])
+    of_in, of_out = order.long().split([layer.in_features, layer.out_features])
+    return of_in, of_out
+
+
+def update(layer: MeloraLayer) -> torch.Tensor:
+    """dW entry by entry: place (p, q) of the matrix of blocks is channel (order_out[p], order_in[q])."""
+    in_places = update_by_loops(layer) if layer.mixing["default"] != "none" else blocks(layer)
+    result, (of_in, of_out) = torch.zeros_like(in_places), orders(layer)
+    for p in range(len(of_out)):
+        for q in range(len(of_in)):
+            result[of_out[p], of_in[q]] = in_places[p, q]
+    return result
+
+
+def blocks(layer: MeloraLayer) -> torch.Tensor:
+    A, B = layer.factors("default")
+    dense: torch.Tensor = torch.block_diag(*(b @ a for a, b in zip(A, B, strict=True)))
+    return dense * layer.scaling["default"]
+
+
+def test_the_strided_order_is_what_it_says() -> None:
+    assert strided(6, 2).tolist() == [0, 2, 4, 1, 3, 5]
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 5), width=st.integers(1, 5), columns=st.integers(1, 3), seed=st.integers(0, 99))
+def test_rows_go_to_their_channels(n: int, width: int, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    t = torch.randn(n * width, columns)
+    torch.testing.assert_close(placed(t, n, None), placed(t, n, strided(n * width, n)), rtol=0, atol=0)
+    order = torch.randperm(n * width)
+    torch.testing.assert_close(placed(t, n, order)[order], t, rtol=0, atol=0)
+
+
+def test_the_update_is_that_of_minis_on_permuted_channels(case: Case, permute: str, mixed: dict[str, Any]) -> None:
+    model, base, x = ordered(case.model(permute=permute, **mixed)), case.base(), case.inputs()
+    (layer,) = layers(model).values()
+    dense = update(layer)
+    torch.testing.assert_close(model(x), base(x) + x @ dense.T, **NEAR)
+    delta = layer.get_delta_weight("default")
+    torch.testing.assert_close(delta.T if case is CONV1D else delta, dense, **NEAR)
+    if mixed.get("mixing", "none") == "none":
+        plain = case.model(**mixed)
+        of_in, of_out = orders(layer)
+        y = base(x) - base(torch.zeros_like(x))
+        y[..., of_out] = (plain(x[..., of_in]) - base(x[..., of_in])).clone()
+        torch.testing.assert_close(model(x) - base(x), y, **NEAR)
+
+
+def test_gradients_reach_every_factor(permute: str, mixed: dict[str, Any]) -> None:
+    model, x = ordered(LINEAR.model(permute=permute, **mixed)), LINEAR.inputs().requires_grad_()
+    (layer,) = layers(model).values()
+    core = layer.core("default")
+    leaves = [x, *layer.factors("default"), *([] if core is None else [core])]
+    weights = torch.randn(3, 5, 16, dtype=torch.float64)
+    got = torch.autograd.grad((model(x) * weights).sum(), leaves)
+    wanted = torch.autograd.grad(((LINEAR.base()(x) + x @ update(layer).T) * weights).sum(), leaves)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, **NEAR)
+
+
+def test_merge_save_load_and_export(case: Case, permute: str, mixed: dict[str, Any], tmp_path: Path) -> None:
+    model, x = ordered(case.model(permute=permute, **mixed)), case.inputs()
+    expected = model(x)
+    model.save_pretrained(tmp_path / "a")
+    assert any("melora_P" in key for key in load_file(tmp_path / "a" / "adapter_model.safetensors")) == (
+        permute == "correlation"
+    )
+    for load in (load_adapter, PeftModel.from_pretrained):
+        torch.testing.assert_close(load(case.base(), str(tmp_path / "a"))(x), expected, **NEAR)
+    meta = PeftModel.from_pretrained(case.base(), str(tmp_path / "a"), low_cpu_mem_usage=True)
+    torch.testing.assert_close(meta(x), expected, **NEAR)
+    assert inspect_adapter(tmp_path / "a").parameters == model.get_nb_trainable_parameters()[0]
+    export = export_lora(tmp_path / "a", tmp_path / "lora")
+    assert export.rank == 8
+    torch.testing.assert_close(PeftModel.from_pretrained(case.base(), str(tmp_path / "lora"))(x), expected, **NEAR)
+    for safe_merge in (True, False):
+        model.merge_adapter(safe_merge=safe_merge)
+        torch.testing.assert_close(model(x), expected, **NEAR)
+        model.unmerge_adapter()
+        torch.testing.assert_close(model(x), expected, **NEAR)
+
+
+def test_mixed_batches_and_several_adapters(permute: str, mixed: dict[str, Any]) -> None:
+    model, x = ordered(LINEAR.model(permute=permute, **mixed)), LINEAR.inputs()
+    model.add_adapter("second", model.peft_config["default"])
+    ordered(model, 6, "second")
+    model.add_adapter("plain", MeloraConfig(n=4, r=2, init_weights=False, target_modules=["layer"]))
+    names = ["second", "plain", "default"]
+    y = model(x, adapter_names=names)
+    for row, adapter in enumerate(names):
+        model.set_adapter(adapter)
+        torch.testing.assert_close(y[row], model(x)[row], **NEAR)
+    model.base_model.set_adapter(names)
+    y = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), y, **NEAR)
+
+
+def test_compiled_and_in_16_bits(permute: str, mixed: dict[str, Any]) -> None:
+    model, x = ordered(LINEAR.model(permute=permute, **mixed)), LINEAR.inputs()
+    expected = model(x)
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+    low = model.to(torch.bfloat16)
+    torch.testing.assert_close(low(x.bfloat16()).double(), expected, rtol=0.1, atol=0.1)
+    low.merge_adapter()
+    torch.testing.assert_close(low(x.bfloat16()).double(), expected, rtol=0.1, atol=0.1)
+
+
+def test_weighted_adapters() -> None:
+    model, x = LINEAR.model(permute="strided", n=4, r=2), LINEAR.inputs()
+    model.add_adapter("second", model.peft_config["default"])
+    base, shares = LINEAR.base()(x), []
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        shares.append(model(x) - base)
+    model.add_weighted_adapter(["default", "second"], [0.5, -2.0], "both", "cat")
+    model.set_adapter("both")
+    torch.testing.assert_close(model(x) - base, 0.5 * shares[0] - 2.0 * shares[1], **NEAR)
+    with pytest.raises(MeloraError, match="svd does not take adapters with permute=strided: convert each"):
+        model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "third", "svd")
+
+
+def test_what_can_t_be_permuted_is_refused(make_mlp: Callable[..., nn.Module]) -> None:
+    with pytest.raises(MeloraError, match="permute must be one of none, strided, correlation, got 'random'"):
+        MeloraConfig(permute="random")  # type: ignore[arg-type]
+    for name in ("embedding", "conv2d", "attention"):
+        with pytest.raises(MeloraError, match=r"layer: permute='strided' is for linear layers, this is a "):
+            CASES[name].model(n=2, permute="strided")
+    with pytest.raises(MeloraError, match=r"layer.up: permute='strided' is for linear layers"):
+        CASES["experts"].model(n=2, permute="strided")
+    model = get_peft_model(make_mlp(), MeloraConfig(n=2, permute="correlation", target_modules=["first"]))
+    for use in (lambda: model(torch.ones(2, 24)), model.merge_adapter):
+        with pytest.raises(MeloraError, match=r"permute='correlation' needs an order .* melora.calibrate"):
+            use()
+
+
+def test_a_damaged_order_is_refused(tmp_path: Path) -> None:
+    ordered(LINEAR.model(permute="correlation", n=4)).save_pretrained(tmp_path)
+    file, key = tmp_path / "adapter_model.safetensors", "base_model.model.layer.melora_P.weight"
+    tensors = load_file(file)
+    for bad in (torch.zeros_like(tensors[key]), tensors[key] + 1, tensors[key] - 1000):
+        save_file({**tensors, key: bad}, file)
+        with pytest.raises(MeloraError, match="order"):
+            PeftModel.from_pretrained(LINEAR.base(), str(tmp_path))(LINEAR.inputs())
+        with pytest.raises(MeloraError, match="the order of its input channels does not name each of them once"):
+            export_lora(tmp_path, tmp_path / "lora")
+    save_file({**tensors, key: tensors[key][:-1].clone()}, file)
+    with pytest.raises(MeloraError, match=r"melora_P.weight has shape \[23\]"):
+        load_adapter(LINEAR.base(), tmp_path)
