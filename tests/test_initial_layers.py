@@ -42,7 +42,7 @@ def test_the_start_is_that_of_every_block_and_changes_nothing(case: Case, init: 
         product = layer.product(A, B)
         if init == "pissa":
             product = product * layer.scaling["default"]
-        found = layer.blocks_of(layer.get_base_weight(), 2).reshape(*B.shape[:-1], -1)
+        found = layer.changed_part(layer.get_base_weight(), "default").reshape(*B.shape[:-1], -1)
         product = product.reshape(found.shape)
         for got, block in zip(product.flatten(0, -3), found.flatten(0, -3), strict=True):
             if init == "pissa":

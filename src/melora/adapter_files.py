@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from .config import MeloraConfig
 from .errors import MeloraError
-from .file_modules import PREFIX, ModuleFactors, read_modules
+from .file_modules import PREFIX, ModuleFactors, read_modules, start_key
 from .initial import joined
 from .permutation import check_orders
 from .untrusted import own_file, read_header, read_json
@@ -48,11 +48,10 @@ class AdapterFiles:
         Where they are measured from a start (initial.py), those of rank 2r, in at least fp32, whose product is the
         update.
         """
-        found = [tensors[key] for key in module.keys if key not in (module.C_key, module.P_key)]
+        A, B = tensors[module.A_key], tensors[module.B_key]
         if module.has_start:
-            A, B, A0, B0 = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in found)
-            return joined(A, B, A0, B0)
-        A, B = found
+            found = A, B, tensors[start_key(module.A_key)], tensors[start_key(module.B_key)]
+            return joined(*(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in found))
         return (A, B) if A.dim() > 2 else (A[None], B[None])
 
     def core(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:

@@ -70,7 +70,7 @@ class MeloraConfig(PeftConfig):
             the formulas): "pissa" by the singular values of the weight ("pissa_niter_N": approximate, in N
             iterations), "olora" by its QR decomposition, "lora_ga" by the singular vectors of its gradient, for which
             `melora.preprocess_lora_ga(model, config, batches)` comes first. Unlike PEFT's, they leave the base weight
-            as it is, so a saved adapter needs no conversion.
+            as it is, so a saved adapter needs no conversion. Not with mixing or permute.
         layers_to_transform: indexes of the layers to adapt, when target_modules is a list.
         layers_pattern: name of the model's list of layers, when layers_to_transform is given.
         rank_pattern: {name or regular expression: r} for modules that differ.
@@ -172,7 +172,7 @@ class MeloraConfig(PeftConfig):
         if has_start(self.init_weights) and (self.mixing, self.permute) != ("none", "none"):
             raise MeloraError(
                 f"init_weights={self.init_weights!r} starts from diagonal blocks, which mixing={self.mixing!r} and "
-                f"permute={self.permute!r} leave: choose init_weights=True, or 'none' for both"
+                f"permute={self.permute!r} do not keep to: set both to 'none', or init_weights=True"
             )
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)

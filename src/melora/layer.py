@@ -132,7 +132,7 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def factors(self, adapter: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(A, B) with dW = scaling * blockdiag(B_i A_i): (n, r, d_in / n) and (n, d_out / n, r).
+        """(A, B) of an adapter: (n, r, d_in / n) and (n, d_out / n, r).
 
         The trained parameters, or where these are measured from a start (initial.py) both joined, with 2r for r.
         """
@@ -188,7 +188,7 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
                 source = gradient_of(base) if init_weights == "lora_ga" else self.get_base_weight()
                 if source is not None and not source.is_meta:
                     weight = source if init_weights != "lora_ga" else self.in_base_layout(source)
-                    blocks = self.blocks_of(weight, self.n[adapter_name])
+                    blocks = self.changed_part(weight, adapter_name)
                     dtype = torch.promote_types(blocks.dtype, torch.float32)
                     matrices = blocks.reshape(*B.shape[:-1], -1).to(dtype)
                     starts = start_factors(init_weights, matrices, self.r[adapter_name], self.scaling[adapter_name])
