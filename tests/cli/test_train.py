@@ -133,7 +133,7 @@ BAD = [
     (["adapter.n=auto", "adapter_search.batches=0"], "adapter_search.batches: must be 1 or more, got 0"),
     (["adapter.n=auto", "adapter_search.batch=4"], "adapter_search: unknown key 'batch'; did you mean batches?"),
     (["adapter.n=auto", "adapter_search=8"], "adapter_search: must hold keys (a mapping), got 8"),
-    (["adapter_search.batches=4"], "adapter_search: is for adapter.method: melora with adapter.n: auto, or with"),
+    (["adapter_search.batches=4"], "adapter_search: is for adapter.method: melora with adapter.n: auto, with a"),
     (["adapter={method: lora, r: 2}", "adapter_search.budget=4000"], "adapter_search: is for adapter.method: melora"),
     (["adapter.n=auto", "adapter_search.budget=4000", "adapter.rank_pattern={query: 2}"], "rank_pattern gives it"),
     (["adapter.n=auto", "adapter.n_pattern={query: 5}"], "n=5 does not divide both d_in=32 and d_out=32"),
