@@ -12,7 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from melora import MeloraError, export_lora, inspect_adapter
+from melora.training.arguments import training_arguments
 from melora.training.evaluate import evaluate, restore
+from melora.training.memory import disk_needed
 from melora.training.merged import export_merged
 from melora.training.prepare import prepare
 from melora.training.recipe import Recipe, parse_recipe
@@ -73,9 +75,15 @@ def test_the_start_of_a_recipe_depends_on_its_seed_alone(make_recipe: Callable[.
     assert not torch.equal(start(1), first)
 
 
-def test_a_dry_run_needs_no_gradients(make_recipe: Callable[..., Recipe]) -> None:
-    model = prepare(recipe_of(make_recipe, "lora_ga"), on_meta=True).model
-    assert all(parameter.is_meta for name, parameter in model.named_parameters() if name.endswith("start"))
+def test_a_dry_run_needs_no_gradients_and_counts_the_starts(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    disk = []
+    for init in ("lora_ga", "gaussian"):
+        recipe = recipe_of(make_recipe, init)
+        prepared = prepare(recipe, on_meta=True)
+        disk.append(disk_needed(prepared, training_arguments(recipe, prepared.task, tmp_path)))
+        starts = [parameter for name, parameter in prepared.model.named_parameters() if name.endswith("start")]
+        assert all(parameter.is_meta for parameter in starts)
+    assert disk[0] - disk[1] == 4 * 256 * 4  # two checkpoints, the one being written, and the adapter, in fp32
 
 
 ORDERED = {"permute": "correlation", "mixing": "learned"}

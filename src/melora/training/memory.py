@@ -11,6 +11,7 @@ import psutil
 import torch
 from transformers import TrainingArguments
 
+from ..initial import START
 from .plan import count_parameters
 from .prepare import Prepared
 from .traced import trace_peak
@@ -64,8 +65,10 @@ def disk_needed(prepared: Prepared, args: TrainingArguments) -> int:
     counts = count_parameters(prepared.model)
     trained = (counts.adapter + counts.head) * _FLOAT
     kept = args.save_total_limit or 10
-    checkpoints = (kept + 1) * trained * (1 + _MOMENTS)
-    return checkpoints + trained + tokenizer_bytes(prepared)
+    # What A and B are measured from lies beside them in every file, without moments.
+    starts = sum(p.numel() for name, p in prepared.model.named_parameters() if name.endswith(START)) * _FLOAT
+    checkpoints = (kept + 1) * (trained * (1 + _MOMENTS) + starts)
+    return checkpoints + trained + starts + tokenizer_bytes(prepared)
 
 
 def free_disk(output: str | Path) -> int:
