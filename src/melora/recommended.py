@@ -1,0 +1,36 @@
+"""The settings that the committed studies speak for, as a config for a given model."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from .config import MeloraConfig
+from .errors import MeloraError
+from .layer import MeloraLayer
+from .shapes import divisors
+from .targets import targeted_modules, with_default_targets
+
+# From results/glue-minilm (STS-B, MiniLM-L6, three seeds): of the MELoRAs measured the one with the best mean score, a
+# tie with LoRA r=8 at half its parameters. docs/choosing.md has the table; change both together.
+N, R, ALPHA = 2, 4, 16
+
+
+def recommended(model: nn.Module, **changes: Any) -> MeloraConfig:
+    """See MeloraConfig.recommended."""
+    open_n = "n" not in changes
+    config = MeloraConfig(**{"r": R, "n": 1 if open_n else changes["n"], "lora_alpha": ALPHA, **changes})
+    if not open_n:
+        return config
+    config = with_default_targets(model, config)
+    targets = targeted_modules(model, config).values()
+    sizes = {size for module in targets for size in _sizes(module)}
+    if not sizes:
+        raise MeloraError("recommended: no module of the model is a target; name some in target_modules")
+    config.n = max(n for n in divisors(math.gcd(*sizes)) if n <= N)
+    return config
+
+
+def _sizes(module: nn.Module) -> tuple[int, int]:
+    base = module.get_base_layer() if isinstance(module, MeloraLayer) else module
+    return MeloraLayer.sizes_of(base)
