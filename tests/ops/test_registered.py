@@ -33,11 +33,11 @@ def test_opcheck(grad: bool, leading: tuple[int, ...], r: int) -> None:
     check: Any = torch.library.opcheck
     fused, add = torch.ops.melora.block_lora.default, torch.ops.melora.add_block_lora.default
     for weight, bias in ((t["weight"], t["bias"]), (t["weight"], None), (None, None)):
-        check(fused, (t["x"], weight, bias, t["A"], t["B"], 0.7, 0.0), test_utils=TESTS)
-    check(add, (t["out"], t["x"], t["A"], t["B"], 0.7, 0.0), test_utils=TESTS)
+        check(fused, (t["x"], weight, bias, t["A"], t["B"], 0.7, 0.0, None, False), test_utils=TESTS)
+    check(add, (t["out"], t["x"], t["A"], t["B"], 0.7, 0.0, None, False), test_utils=TESTS)
     # A mask is drawn anew each time, so that results can't be compared.
-    check(fused, (t["x"], None, None, t["A"], t["B"], 0.7, 0.3), test_utils=TESTS[:3])
-    check(add, (t["out"], t["x"], t["A"], t["B"], 0.7, 0.3), test_utils=TESTS[:3])
+    check(fused, (t["x"], None, None, t["A"], t["B"], 0.7, 0.3, None, False), test_utils=TESTS[:3])
+    check(add, (t["out"], t["x"], t["A"], t["B"], 0.7, 0.3, None, False), test_utils=TESTS[:3])
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
