@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -205,3 +206,25 @@ def test_a_damaged_order_is_refused(tmp_path: Path) -> None:
     save_file({**tensors, key: tensors[key][:-1].clone()}, file)
     with pytest.raises(MeloraError, match=r"melora_P.weight has shape \[23\]"):
         load_adapter(LINEAR.base(), tmp_path)
+
+
+def test_a_new_adapter_of_an_old_name_needs_an_order_of_its_own() -> None:
+    model, x = ordered(LINEAR.model(permute="correlation", n=4)), LINEAR.inputs()
+    model(x)
+    config = model.peft_config["default"]
+    model.add_adapter("other", config)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    model.add_adapter("default", config)
+    model.set_adapter("default")
+    with pytest.raises(MeloraError, match="needs an order"):
+        model(x)
+
+
+def test_hotswap_brings_the_order_and_checks_it(tmp_path: Path) -> None:
+    model, x = ordered(LINEAR.model(permute="correlation", n=4)), LINEAR.inputs()
+    other = ordered(LINEAR.model(permute="correlation", n=4), seed=9)
+    model(x)
+    other.save_pretrained(tmp_path)
+    hotswap_adapter(model, str(tmp_path), adapter_name="default")
+    torch.testing.assert_close(model(x), other(x), **NEAR)

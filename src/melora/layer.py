@@ -122,6 +122,7 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
         if config.mixing == "learned":
             self._add_part("melora_C", adapter_name, Core(*self.core_shape(n, r)))
         if config.permute == "correlation":
+            self._ordered.discard(adapter_name)  # an earlier adapter of this name had an order of its own
             self._add_part("melora_P", adapter_name, Permutation(self.in_features, self.out_features))
         if has_start(config.init_weights):
             self.reset_parameters(adapter_name, True)
