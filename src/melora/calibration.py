@@ -9,6 +9,7 @@ from torch import nn
 
 from .errors import MeloraError
 from .layer import MeloraLayer
+from .undisturbed import undisturbed
 
 TOKENS = 2048
 """Of each layer's input and output, the first so many are looked at: enough for a correlation, and little memory."""
@@ -16,7 +17,6 @@ TOKENS = 2048
 Forward = Callable[[Mapping[str, Any]], Any]
 
 
-@torch.no_grad()
 def calibrate(
     model: nn.Module,
     batches: Iterable[Mapping[str, Any]],
@@ -87,21 +87,15 @@ def _observe(
     batches: Iterable[Mapping[str, Any]],
     forward: Forward,
 ) -> None:
-    """Run the batches with the layers' adapters disabled and in eval mode, and put everything back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with ExitStack() as stack:
-            for name, layer in layers.items():
-                stack.callback(layer.get_base_layer().register_forward_hook(seen[name]).remove)
-                if not layer.disable_adapters:
-                    layer.enable_adapters(False)
-                    stack.callback(layer.enable_adapters, True)
-            for batch in batches:
-                forward(batch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    """Run the batches with the layers' adapters disabled and without dropout, and put everything back."""
+    with undisturbed(model, seed=0), torch.no_grad(), ExitStack() as stack:
+        for name, layer in layers.items():
+            stack.callback(layer.get_base_layer().register_forward_hook(seen[name]).remove)
+            if not layer.disable_adapters:
+                layer.enable_adapters(False)
+                stack.callback(layer.enable_adapters, True)
+        for batch in batches:
+            forward(batch)
 
 
 def _order(module: str, parts: list[torch.Tensor], n: int) -> torch.Tensor:

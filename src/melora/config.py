@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from peft import LoraConfig, PeftConfig
 
@@ -19,9 +19,8 @@ LARGEST_SIZE = 2**24
 # n is to be chosen for each module, by its gradient (allocation.py).
 AUTO: Literal["auto"] = "auto"
 
-MIXING = ("none", "learned", "shuffle")
-
-PERMUTE = ("none", "strided", "correlation")
+Mixing = Literal["none", "learned", "shuffle"]
+Permute = Literal["none", "strided", "correlation"]
 
 _BIAS = ("none", "all", "melora_only", "lora_only")
 
@@ -124,11 +123,11 @@ class MeloraConfig(PeftConfig):
         default_factory=dict, metadata={"help": "{module: lora_alpha} where lora_alpha differs"}
     )
     n_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "{module: n} where n differs"})
-    mixing: Literal["none", "learned", "shuffle"] = field(
+    mixing: Mixing = field(
         default="none",
         metadata={"help": "exchange between blocks: none, learned (r n^2 further numbers) or shuffle (n divides r)"},
     )
-    permute: Literal["none", "strided", "correlation"] = field(
+    permute: Permute = field(
         default="none", metadata={"help": "which channels each mini gets: none (neighbours), strided or correlation"}
     )
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
@@ -163,7 +162,7 @@ class MeloraConfig(PeftConfig):
             raise MeloraError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
         if self.bias not in _BIAS:
             raise MeloraError(f"bias must be one of {', '.join(_BIAS)}, got {self.bias!r}")
-        for name, known in (("mixing", MIXING), ("permute", PERMUTE)):
+        for name, known in (("mixing", get_args(Mixing)), ("permute", get_args(Permute))):
             if getattr(self, name) not in known:
                 raise MeloraError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if not is_init(self.init_weights):

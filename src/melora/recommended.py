@@ -1,6 +1,7 @@
 """The settings that the committed studies speak for, as a config for a given model."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -18,17 +19,15 @@ N, R, ALPHA = 2, 4, 16
 
 def recommended(model: nn.Module, **changes: Any) -> MeloraConfig:
     """See MeloraConfig.recommended."""
-    open_n = "n" not in changes
-    config = MeloraConfig(**{"r": R, "n": 1 if open_n else changes["n"], "lora_alpha": ALPHA, **changes})
-    if not open_n:
+    config = MeloraConfig(**{"r": R, "n": N, "lora_alpha": ALPHA, **changes})
+    if "n" in changes:
         return config
     config = with_default_targets(model, config)
     targets = targeted_modules(model, config).values()
     sizes = {size for module in targets for size in _sizes(module)}
     if not sizes:
         raise MeloraError("recommended: no module of the model is a target; name some in target_modules")
-    config.n = max(n for n in divisors(math.gcd(*sizes)) if n <= N)
-    return config
+    return replace(config, n=max(n for n in divisors(math.gcd(*sizes)) if n <= N))
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:
