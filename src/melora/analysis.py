@@ -12,7 +12,6 @@ from .diversity import Overlap, column_spaces, mean_overlap, row_spaces, subspac
 from .errors import MeloraError
 from .lora_layout import dense_factors
 from .off_diagonal import off_diagonal_share
-from .ops.mixing import dense_columns
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,7 @@ def _matrices(
     without groups.)
     """
     if module.mixing != "none":
-        if module.kind == "embedding":
-            return A.flatten(0, 1)[None], dense_columns(B.double(), core, module.mixing == "shuffle")[None]
-        rows, columns = dense_factors(module, A, B, core)
-        return rows[None] if rows.dim() == 2 else rows, columns[None] if columns.dim() == 2 else columns
+        return dense_factors(module, A, B, core)
     if module.kind == "embedding":
         return A.flatten(0, 1)[None], torch.block_diag(*B)[None]
     if module.kind == "parameter" and A.dim() == 4:

@@ -53,24 +53,28 @@ def dense_factors(
     """The two factors of the whole update without scaling, in fp64, whatever mixes its ranks or permutes its channels.
 
     Args:
-        module: of any kind but an embedding.
+        module: of any kind.
         A, B: as AdapterFiles.factors gives them.
         core, order: as lora_tensors takes them.
 
     Returns:
-        A (n * r, d_in) and B (d_out, n * r); of a convolution with d_in * kernel columns, of experts (E, ...) each. An
-        attention's rows are in the order of B's: query's, key's and value's of each mini.
+        A (N, n * r, d_in) and B (N, d_out, n * r), N the number of experts, else 1. Of a convolution with d_in * kernel
+        columns; of an embedding the update's transpose, width x vocabulary. An attention's rows are in the order of
+        B's: query's, key's and value's of each mini.
     """
-    A, B, rank = A.double(), B.double(), A.shape[0] * A.shape[-2]
+    A, B = A.double(), B.double()
+    if module.kind == "embedding":
+        return A.flatten(0, 1)[None], _columns(B, 1.0, module.mixing, core)[None]
     if module.kind == "parameter" and A.dim() == 4:
         cores = [None] * module.experts if core is None else list(core)
+        rank = A.shape[0] * A.shape[2]
         pairs = [lora_factors(A[:, e], B[:, e], 1.0, rank, module.mixing, c) for e, c in enumerate(cores)]
         return torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
     rows, columns = lora_factors(A.flatten(2), B, 1.0, A.shape[0] * A.shape[1], module.mixing, core)
     if module.permute != "none":
         of_in, of_out = (None, None) if order is None else order.split([module.d_in, module.d_out])
         rows, columns = placed(rows.T, module.n, of_in).T, placed(columns, module.n, of_out)
-    return rows, columns
+    return rows[None], columns[None]
 
 
 def lora_tensors(

@@ -66,7 +66,7 @@ def _whole(module: ModuleFactors, A: torch.Tensor, B: torch.Tensor) -> list[Piec
     """A piece as large as dW; of an attention one for query, key and value each, whose rows B has mini by mini."""
     parts = _parts(module)
     if parts > 1:
-        B = B.unflatten(0, (module.n, parts, -1)).transpose(0, 1).flatten(0, 2)
+        B = B.unflatten(1, (module.n, parts, -1)).transpose(1, 2).flatten(1, 3)
     rows = B.shape[-2] // parts
     return [Piece(0, 0, B[..., i * rows : (i + 1) * rows, :] * module.scaling, A) for i in range(parts)]
 
