@@ -8,88 +8,28 @@ import torch
 import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.autograd import gradcheck, gradgradcheck
 
 from melora.ops import block_lora, block_lora_reference
 from melora.ops.keep_bits import draw, full_mask, keep_scale
 
-NAMES = ("x", "weight", "bias", "A", "B")
-
-
-def make(
-    n: int = 4,
-    r: int = 2,
-    block_in: int = 3,
-    block_out: int = 5,
-    leading: tuple[int, ...] = (7,),
-    dtype: torch.dtype = torch.float64,
-    base: bool = True,
-) -> dict[str, Any]:
-    d_in, d_out = n * block_in, n * block_out
-    tensors: dict[str, Any] = {
-        "x": torch.randn(*leading, d_in, dtype=dtype),
-        "weight": torch.randn(d_out, d_in, dtype=dtype) / d_in**0.5 if base else None,
-        "bias": torch.randn(d_out, dtype=dtype) if base else None,
-        "A": torch.randn(n, r, block_in, dtype=dtype) / block_in**0.5,
-        "B": torch.randn(n, block_out, r, dtype=dtype) / r**0.5,
-    }
-    return {key: None if value is None else value.requires_grad_() for key, value in tensors.items()}
-
-
-def call(function: Any, t: dict[str, Any], scaling: float = 0.7, **kwargs: Any) -> torch.Tensor:
-    y: torch.Tensor = function(t["x"], t["A"], t["B"], scaling, weight=t["weight"], bias=t["bias"], **kwargs)
-    return y
-
-
-def output_and_gradients(function: Any, t: dict[str, Any], grad: torch.Tensor) -> list[torch.Tensor]:
-    y = call(function, t)
-    leaves = [t[name] for name in NAMES if t[name] is not None]
-    return [y, *torch.autograd.grad(y, leaves, grad)]
+from .cases import call, check_equal, check_gradients, check_precision, check_wanted, copied, leaves, make
 
 
 @pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
 @pytest.mark.parametrize("r", [1, 3])
 def test_gradcheck_and_double_backward(r: int, base: bool) -> None:
-    t = make(n=2, r=r, block_in=2, block_out=3, leading=(3,), base=base)
-    leaves = [t[name] for name in NAMES if t[name] is not None]
-
-    def f(*values: torch.Tensor) -> torch.Tensor:
-        filled = {**t, **dict(zip([name for name in NAMES if t[name] is not None], values, strict=True))}
-        return call(block_lora, filled)
-
-    assert gradcheck(f, leaves)
-    assert gradgradcheck(f, leaves)
+    check_gradients(make(n=2, r=r, block_in=2, block_out=3, leading=(3,), base=base))
 
 
 @pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
 def test_gradcheck_with_dropout(base: bool) -> None:
-    t = make(n=2, r=2, block_in=3, block_out=2, leading=(4,), base=base)
-    leaves = [t[name] for name in NAMES if t[name] is not None]
-
-    def f(*values: torch.Tensor) -> torch.Tensor:
-        torch.manual_seed(3)  # the same mask in every evaluation
-        filled = {**t, **dict(zip([name for name in NAMES if t[name] is not None], values, strict=True))}
-        return call(block_lora, filled, dropout=0.4)
-
-    assert gradcheck(f, leaves)
-    assert gradgradcheck(f, leaves)
+    check_gradients(make(n=2, r=2, block_in=3, block_out=2, leading=(4,), base=base), dropout=0.4)
 
 
 @pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=5)))
 def test_every_combination_of_wanted_gradients(needs: tuple[bool, ...]) -> None:
     torch.manual_seed(0)
-    t = make(r=1)
-    grad = torch.randn(7, 20, dtype=torch.float64)
-    every = dict(zip(NAMES, output_and_gradients(block_lora_reference, t, grad)[1:], strict=True))
-    for name, need in zip(NAMES, needs, strict=True):
-        t[name] = t[name].detach().requires_grad_(need)
-    y = call(block_lora, t)
-    assert y.requires_grad == any(needs)
-    wanted = [name for name, need in zip(NAMES, needs, strict=True) if need]
-    if wanted:
-        got = torch.autograd.grad(y, [t[name] for name in wanted], grad)
-        for name, value in zip(wanted, got, strict=True):
-            torch.testing.assert_close(value, every[name], msg=lambda text, name=name: f"{name}: {text}")
+    check_wanted(make(r=1), needs)
 
 
 @settings(max_examples=60, deadline=None)
@@ -118,33 +58,15 @@ def test_equals_the_loop_in_any_shape_and_stride(
     t["x"] = x.requires_grad_()
     grad = torch.randn(*leading, n * block_out, dtype=torch.float64)
     grad = grad.transpose(0, -1).contiguous().transpose(0, -1)
-
-    expected = output_and_gradients(block_lora_reference, t, grad)
-    for got, want in zip(output_and_gradients(block_lora, t, grad), expected, strict=True):
-        assert got.shape == want.shape
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
-    with torch.no_grad():
-        torch.testing.assert_close(call(block_lora, t), expected[0], rtol=1e-10, atol=1e-10)
+    check_equal(t, grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("n", "r"), [(1, 1), (8, 1), (8, 4), (3, 2)])
 @pytest.mark.parametrize("base", [True, False], ids=["with base", "adapter alone"])
 def test_low_precision_is_as_good_as_plain_pytorch(dtype: torch.dtype, n: int, r: int, base: bool) -> None:
-    """Error to the fp32 (for fp32: fp64) oracle at most twice that of the plain loop in this dtype, plus 1e-6."""
     torch.manual_seed(0)
-    low = make(n, r, 16, 24, (64,), dtype=dtype, base=base)
-    exact = torch.float64 if dtype == torch.float32 else torch.float32
-    high = {k: None if v is None else v.detach().to(exact).requires_grad_() for k, v in low.items()}
-    grad = torch.randn(64, n * 24, dtype=dtype)
-
-    oracle = output_and_gradients(block_lora_reference, high, grad.to(exact))
-    plain = output_and_gradients(block_lora_reference, low, grad)
-    ours = output_and_gradients(block_lora, low, grad)
-    for want, allowed, got in zip(oracle, plain, ours, strict=True):
-        assert got.dtype == dtype
-        error, plain_error = ((value.to(exact) - want).abs().max() for value in (got, allowed))
-        assert error <= 2 * plain_error + 1e-6
+    check_precision(make(n, r, 16, 24, (64,), dtype=dtype, base=base))
 
 
 def test_keeps_x_itself_and_the_small_product_alone() -> None:
@@ -152,7 +74,7 @@ def test_keeps_x_itself_and_the_small_product_alone() -> None:
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
         call(block_lora, t)
-    own = {t[name].untyped_storage().data_ptr() for name in NAMES}
+    own = {value.untyped_storage().data_ptr() for value in leaves(t).values()}
     extra = [value.numel() for value in kept if value.untyped_storage().data_ptr() not in own]
     assert extra == [30 * 4 * 2]
 
@@ -163,7 +85,7 @@ def test_dropout_keeps_one_bit_an_element_and_no_copy(p: float) -> None:
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):
         call(block_lora, t, dropout=p)
-    own = {t[name].untyped_storage().data_ptr() for name in NAMES}
+    own = {value.untyped_storage().data_ptr() for value in leaves(t).values()}
     extra = {v.dtype: v.untyped_storage().nbytes() for v in kept if v.untyped_storage().data_ptr() not in own}
     assert extra == {torch.float64: 30 * 4 * 2 * 8, torch.int64: 30 * 64 // 8}
 
@@ -185,15 +107,15 @@ def test_dropout_masks_the_adapters_input_alone_and_the_gradients_with_the_same_
     n: int, r: int, block: int, rows: int, p: float, base: bool
 ) -> None:
     t = make(n, r, block, 3, (rows,), base=base)
-    leaves = [t[name] for name in NAMES if t[name] is not None]
+    inputs = list(leaves(t).values())
     grad = torch.randn(rows, n * 3, dtype=torch.float64)
     torch.manual_seed(5)
     y = call(block_lora, t, dropout=p)
     expected = masked_reference(t, p, 5)
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
     unused = {"allow_unused": True, "materialize_grads": True}
-    got = torch.autograd.grad(y, leaves, grad)
-    for value, want in zip(got, torch.autograd.grad(expected, leaves, grad, **unused), strict=True):
+    got = torch.autograd.grad(y, inputs, grad)
+    for value, want in zip(got, torch.autograd.grad(expected, inputs, grad, **unused), strict=True):
         torch.testing.assert_close(value, want, rtol=1e-9, atol=1e-9)
 
 
@@ -203,11 +125,11 @@ def test_dropout_in_low_precision_is_as_good_as_plain_pytorch(dtype: torch.dtype
     torch.manual_seed(0)
     low = make(8, r, 16, 24, (64,), dtype=dtype)
     exact = torch.float64 if dtype == torch.float32 else torch.float32
-    high = {k: v.detach().to(exact).requires_grad_() for k, v in low.items()}
+    high = copied(low, exact)
     grad = torch.randn(64, 8 * 24, dtype=dtype)
 
     def results(t: dict[str, Any], y: torch.Tensor) -> list[torch.Tensor]:
-        return [y, *torch.autograd.grad(y, [t[name] for name in NAMES], grad.to(y.dtype))]
+        return [y, *torch.autograd.grad(y, list(leaves(t).values()), grad.to(y.dtype))]
 
     oracle = results(high, masked_reference(high, 0.1, 3))
     plain = results(low, masked_reference(low, 0.1, 3))
@@ -220,12 +142,12 @@ def test_dropout_in_low_precision_is_as_good_as_plain_pytorch(dtype: torch.dtype
 
 def test_checkpointing_draws_the_same_mask_again() -> None:
     t = make(leading=(40,))
-    leaves = [t[name] for name in NAMES]
+    inputs = list(leaves(t).values())
     torch.manual_seed(1)
-    expected = torch.autograd.grad(call(block_lora, t, dropout=0.4).square().sum(), leaves)
+    expected = torch.autograd.grad(call(block_lora, t, dropout=0.4).square().sum(), inputs)
     torch.manual_seed(1)
     y = torch.utils.checkpoint.checkpoint(lambda: call(block_lora, t, dropout=0.4), use_reentrant=False)
-    for value, want in zip(torch.autograd.grad(y.square().sum(), leaves), expected, strict=True):
+    for value, want in zip(torch.autograd.grad(y.square().sum(), inputs), expected, strict=True):
         assert torch.equal(value, want)
 
 
@@ -240,9 +162,9 @@ def test_one_token_without_gradients(leading: tuple[int, ...], r: int) -> None:
 
 def test_does_not_write_into_its_inputs() -> None:
     t = make()
-    before = {name: t[name].detach().clone() for name in NAMES}
+    before = {name: value.detach().clone() for name, value in leaves(t).items()}
     y = call(block_lora, t)
     grad = torch.ones_like(y)
     y.backward(grad)
-    assert all(torch.equal(t[name], before[name]) for name in NAMES)
+    assert all(torch.equal(t[name], value) for name, value in before.items())
     assert torch.equal(grad, torch.ones_like(y))
