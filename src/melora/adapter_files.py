@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from .config import MeloraConfig
 from .errors import MeloraError
+from .factors import wide
 from .file_modules import PREFIX, ModuleFactors, read_modules, start_key
 from .initial import joined
 from .permutation import check_orders
@@ -51,7 +52,7 @@ class AdapterFiles:
         A, B = tensors[module.A_key], tensors[module.B_key]
         if module.has_start:
             found = A, B, tensors[start_key(module.A_key)], tensors[start_key(module.B_key)]
-            return joined(*(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in found))
+            return joined(*map(wide, found))
         return (A, B) if A.dim() > 2 else (A[None], B[None])
 
     def core(self, tensors: dict[str, torch.Tensor], module: ModuleFactors) -> torch.Tensor | None:

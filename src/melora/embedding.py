@@ -8,7 +8,8 @@ from torch import nn
 
 from .adapted import AdaptedLayer
 from .errors import MeloraError
-from .ops.mixing import mix
+from .factors import wide
+from .ops.mixing import dense_columns, mix
 from .shapes import check_rank, ways_out
 
 
@@ -79,8 +80,14 @@ class Embedding(AdaptedLayer):
         return output
 
     def delta_blocks(self, adapter: str) -> torch.Tensor:
-        blocks = super().delta_blocks(adapter)
-        return blocks if self.mixing[adapter] == "none" else blocks.sum(1)
+        if self.mixing[adapter] == "none":
+            return super().delta_blocks(adapter)
+        A, B = map(wide, self.factors(adapter))
+        core = self.core(adapter)
+        # The sum over j of the blocks (i, j), without n^2 blocks in memory.
+        columns = dense_columns(B, None if core is None else core.to(B.dtype), self.mixing[adapter] == "shuffle")
+        update: torch.Tensor = columns @ A.flatten(0, 1) * self.scaling[adapter]
+        return self.blocks_of(update.T, A.shape[0])
 
     def changed_part(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
         return self.blocks_of(weight, self.n[adapter])

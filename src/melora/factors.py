@@ -1,4 +1,4 @@
-"""The modules that hold an adapter's trained numbers."""
+"""The modules that hold an adapter's trained numbers, and these numbers in a dtype to multiply them in."""
 
 import torch
 from torch import nn
@@ -38,3 +38,8 @@ class Core(nn.Module):
 
     def extra_repr(self) -> str:
         return f"r={self.weight.shape[-3]}, n={self.weight.shape[-1]}"
+
+
+def wide(factor: torch.Tensor) -> torch.Tensor:
+    """A factor, or a weight to make it of, in fp32 if it is 16 bits wide, which hold too little of a product."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))

@@ -13,7 +13,7 @@ from torch import nn
 
 from .config import MeloraConfig
 from .errors import MeloraError
-from .factors import Core, MiniFactors
+from .factors import Core, MiniFactors, wide
 from .initial import gradient_of, has_start, joined, start_factors
 from .parts import PartsLayer
 from .permutation import Permutation
@@ -190,8 +190,7 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
                 if source is not None and not source.is_meta:
                     weight = source if init_weights != "lora_ga" else self.in_base_layout(source)
                     blocks = self.changed_part(weight, adapter_name)
-                    dtype = torch.promote_types(blocks.dtype, torch.float32)
-                    matrices = blocks.reshape(*B.shape[:-1], -1).to(dtype)
+                    matrices = wide(blocks.reshape(*B.shape[:-1], -1))
                     starts = start_factors(init_weights, matrices, self.r[adapter_name], self.scaling[adapter_name])
                     for parameter, start in zip((A, B), starts, strict=True):
                         parameter.copy_(start.reshape(parameter.shape))
@@ -249,9 +248,7 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
         Returns:
             scaling * B_i A_i for every mini, (n, d_out / n, d_in / n); with mixing every block, (n, n, d_out / n, ...).
         """
-        A, B = self.factors(adapter)
-        if A.dtype in (torch.float16, torch.bfloat16):
-            A, B = A.float(), B.float()
+        A, B = map(wide, self.factors(adapter))
         if self.mixing[adapter] != "none":
             A, B = self._mixed(adapter, A, B)
         return self.product(A, B) * self.scaling[adapter]

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .adapted import AdaptedLayer
+from .factors import wide
 from .fusion import dense_weight, is_fresh, may_add
 from .ops import add_block_lora, block_lora, grouped_block_lora
 from .ops.mixing import dense_columns
@@ -114,10 +115,7 @@ class Linear(AdaptedLayer):
     def delta_blocks(self, adapter: str) -> torch.Tensor:
         if self.permute[adapter] == "none":
             return super().delta_blocks(adapter)
-        A, B = self._lora_of(adapter)
-        if A.dtype in (torch.float16, torch.bfloat16):
-            A, B = A.float(), B.float()
-        return self.product(A, B) * self.scaling[adapter]
+        return self.product(*map(wide, self._lora_of(adapter))) * self.scaling[adapter]
 
     def changed_part(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
         return super().changed_part(weight, adapter) if self.permute[adapter] == "none" else self.blocks_of(weight, 1)

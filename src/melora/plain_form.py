@@ -8,6 +8,7 @@ from peft import PeftModel
 
 from .config import MeloraConfig
 from .errors import MeloraError
+from .factors import wide
 from .file_modules import start_key
 from .initial import START, has_start, joined
 
@@ -52,7 +53,7 @@ def plain_form(
             continue
         other = key.replace("_A.", "_B.")
         tensors = (plain[key], plain[other], state_dict[start_key(key)], state_dict[start_key(other)])
-        pair = joined(*(tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors))
+        pair = joined(*map(wide, tensors))
         plain[key], plain[other] = (tensor.contiguous() for tensor in pair)
     return plain
 

@@ -17,11 +17,8 @@ def mix(u: torch.Tensor, core: torch.Tensor | None, shuffle: bool) -> torch.Tens
     """
     if shuffle:
         return exchange(u, 0)
-    return u if core is None else product(core, u)
-
-
-def product(core: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """core[k] @ u[:, t, k] for every rank k and token t: (r, n, n), (n, T, r) -> (n, T, r)."""
+    if core is None:
+        return u
     if u.shape[2] == 1:
         return torch.mm(core[0], u.squeeze(2)).unsqueeze(2)
     return torch.bmm(core, u.permute(2, 0, 1)).permute(1, 2, 0)

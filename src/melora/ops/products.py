@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .keep_bits import chunk_rows, draw, keep_scale, masks
-from .mixing import core_gradient, exchange, mix, product
+from .mixing import core_gradient, mix
 from .plain import minis
 
 
@@ -42,7 +42,7 @@ def forward(
         u, bits = torch.bmm(minis(x, n), A.transpose(1, 2)), None
     if out is None:
         out = x.new_zeros((*x.shape[:-1], n * B.shape[1])) if weight is None else F.linear(x, weight, bias)
-    v = u if core is None and not shuffle else mix(u, core, shuffle)
+    v = mix(u, core, shuffle)
     _accumulate(out.view(-1, n, B.shape[1]).transpose(0, 1), v, B.transpose(1, 2), scaling)
     return out, u, bits
 
@@ -101,17 +101,14 @@ def backward(
     if need_B:
         # As (u^T g)^T: 20 times faster than g^T u, whose rows are d_out apart (2 cores, fp32, d = 768, T = 2048,
         # 8x1: 0.22 against 4.4 ms).
-        v = u if core is None and not shuffle else mix(u, core, shuffle)
+        v = mix(u, core, shuffle)
         grad_B = torch.bmm(v.transpose(1, 2), g).mul_(scaling).transpose(1, 2)
     if not (need_A or need_x or need_core):
         return None, None, grad_B, None
     grad_u = torch.bmm(g, _by_column(B)).mul_(scaling)
     if need_core:
         grad_core = core_gradient(grad_u, u)
-    if shuffle:
-        grad_u = exchange(grad_u, 0)
-    elif core is not None:
-        grad_u = product(core.transpose(1, 2), grad_u)
+    grad_u = mix(grad_u, None if core is None else core.transpose(1, 2), shuffle)  # the exchange is its own inverse
     if need_x:
         grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format) if weight is None else grad @ weight
     if bits is not None:

@@ -87,57 +87,20 @@ def _fake_forward(x: Tensor, A: Tensor, B: Tensor, dropout: float) -> tuple[Tens
 
 
 @_block_lora.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    scaling: float,
-    dropout: float,
-    core: Tensor | None,
-    shuffle: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, _weight: Any, _bias: Any, A: Tensor, B: Tensor, _scaling: float, dropout: float, *_: Any) -> Any:
     return _fake_forward(x, A, B, dropout)
 
 
 @_add_block_lora.register_fake
-def _(
-    out: Tensor,
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    scaling: float,
-    dropout: float,
-    core: Tensor | None,
-    shuffle: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(_out: Tensor, x: Tensor, A: Tensor, B: Tensor, _scaling: float, dropout: float, *_: Any) -> Any:
     return _fake_forward(x, A, B, dropout)
 
 
 @_block_lora_backward.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    u: Tensor,
-    bits: Tensor,
-    scaling: float,
-    dropout: float,
-    need_x: bool,
-    need_A: bool,
-    need_B: bool,
-    core: Tensor | None,
-    shuffle: bool,
-    need_core: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, _weight: Any, A: Tensor, B: Tensor, *others: Any) -> Any:
+    need_x, need_A, need_B, core, _, need_core = others[4:]  # after u, bits, scaling, dropout
     wanted = ((x, need_x), (A, need_A), (B, need_B), (core, need_core))
-    grad_x, grad_A, grad_B, grad_core = (
-        grad.new_empty(like.shape if need and like is not None else 0) for like, need in wanted
-    )
-    return grad_x, grad_A, grad_B, grad_core
+    return tuple(grad.new_empty(like.shape if need else 0) for like, need in wanted)
 
 
 def _gradients(ctx: Any, grad: Tensor, needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
