@@ -90,10 +90,11 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
             dtype=getattr(torch, spec.dtype),
             output_loading_info=True,
             **task.model_config(),
+            **_attention(spec),
             **source.options,
             **placed,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise MeloraError(
             f"model {source.name}: can't be loaded as {task.auto_class}: {one_line(error)[:300]}"
         ) from None
@@ -105,13 +106,18 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
     return Base(source, model, new_modules(report["missing_keys"]))
 
 
+def _attention(spec: ModelSpec) -> dict[str, Any]:
+    return {} if spec.attn_implementation is None else {"attn_implementation": spec.attn_implementation}
+
+
 def _load_gguf(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool) -> Base:
     if task.peft_type != "CAUSAL_LM":
         raise MeloraError(f"model {source.name}: is a GGUF file, which task causal-lm takes, not {task.name}")
     try:
         dtype = getattr(torch, spec.dtype)
-        model = load_gguf(task.auto_class, source.path, dtype, source.options, on_meta=on_meta)
-    except (OSError, ValueError, RuntimeError, *DAMAGED) as error:
+        options = {**source.options, **_attention(spec)}
+        model = load_gguf(task.auto_class, source.path, dtype, options, on_meta=on_meta)
+    except (OSError, ValueError, RuntimeError, ImportError, *DAMAGED) as error:
         raise MeloraError(f"model {source.name}: can't be loaded from GGUF: {one_line(error)[:300]}") from None
     return Base(source, model, [])
 

