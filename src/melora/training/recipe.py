@@ -15,6 +15,8 @@ from .dataspec import LARGEST_SEED
 from .dataspec import DataSpec as DataSpec
 from .schema import apply_overrides, check_keys, convert, positive, read_yaml
 
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+
 
 @dataclass
 class ModelSpec:
