@@ -59,26 +59,27 @@ class Linear(AdaptedLayer):
 
     def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
         """All adapters of one shape in one grouped product; dropout, which has no use here, in the loop."""
+        dtype = self.autocast_dtype(x)
+        arguments = {name: self._arguments(name, dtype) for name in rows_of}
         groups: dict[tuple[Any, ...], list[str]] = {}
-        for name in rows_of:
-            r, permuted = self.update_rank(name), self.permute[name] != "none"
-            key = (1, self.n[name] * r, "") if permuted else (self.n[name], r, self.mixing[name])
-            groups.setdefault(key, []).append(name)
-        for names in groups.values():
-            if len(names) == 1 or any(self._arguments(name, x.dtype)[3] for name in names):
+        for name, (A, _, _, dropout) in arguments.items():
+            mixing = "none" if self.permute[name] != "none" else self.mixing[name]
+            groups.setdefault((*A.shape, mixing, dropout > 0.0), []).append(name)
+        for (*_, mixing, drops), names in groups.items():
+            if len(names) == 1 or drops:
                 result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
                 continue
-            dtype = self.autocast_dtype(x)
-            A, B, scaling, _ = zip(*(self._arguments(name, dtype) for name in names), strict=True)
+            all_A, all_B, scaling, _ = zip(*(arguments[name] for name in names), strict=True)
             rows = torch.tensor([i for name in names for i in rows_of[name]], device=x.device)
-            index = torch.tensor([k for k, name in enumerate(names) for _ in rows_of[name]], device=x.device)
+            own = len(rows) == len(names)  # each adapter has one row
+            owners = None if own else [k for k, name in enumerate(names) for _ in rows_of[name]]
             # Stacked anew in each call: a batch has no more adapters than rows, and a cache of stacks could not see
             # all ways to change a factor (a write through .data leaves no trace).
-            factors = torch.stack(A), torch.stack(B), torch.tensor(scaling, dtype=dtype, device=x.device)
-            kwargs = [self._mixing(name, dtype) for name in names]
-            core = torch.stack([of_one["core"] for of_one in kwargs]) if "core" in kwargs[0] else None
+            factors = torch.stack(all_A), torch.stack(all_B), torch.tensor(scaling, dtype=dtype, device=x.device)
+            core = torch.stack([self._mixing(name, dtype)["core"] for name in names]) if mixing == "learned" else None
             some = x.index_select(0, rows).to(dtype)
-            output = grouped_block_lora(some, *factors, index, core=core, shuffle="shuffle" in kwargs[0])
+            index = None if owners is None else torch.tensor(owners, device=x.device)
+            output = grouped_block_lora(some, *factors, index, core=core, shuffle=mixing == "shuffle")
             result = result.index_add(0, rows, output.to(result.dtype))
         return result
 

@@ -27,17 +27,25 @@ def route_by_name(tuner: nn.Module, adapter_names: list[str] | None, num_beams: 
     if adapter_names is None:
         yield
         return
-    _check(tuner, adapter_names)
+    layers = list(_layers(tuner))
+    _check(tuner, layers, adapter_names)
     names = list(adapter_names)
     beams = [name for name in names for _ in range(num_beams)] if num_beams and num_beams > 1 else names
     encoder = _encoder(tuner.model)
-    inside_encoder = {id(module) for module in encoder.modules()} if encoder is not None else set()
+    inside_encoder = {id(module) for module in _layers(encoder)} if encoder is not None else set()
     with ExitStack() as stack:
-        for module in tuner.modules():
-            if isinstance(module, MeloraLayer | AuxiliaryTrainingWrapper):
-                rows = names if id(module) in inside_encoder else beams
-                stack.callback(_pass_names(module, rows).remove)
+        for module in layers:
+            rows = names if id(module) in inside_encoder else beams
+            stack.callback(_pass_names(module, rows).remove)
         yield
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules that take adapter_names. Not through modules(): hundreds of adapters have thousands of modules."""
+    if isinstance(module, MeloraLayer | AuxiliaryTrainingWrapper):
+        yield module
+    for child in [module.base_layer] if isinstance(module, MeloraLayer) else module.children():
+        yield from _layers(child)
 
 
 def _pass_names(module: nn.Module, names: list[str]) -> Any:
@@ -47,10 +55,10 @@ def _pass_names(module: nn.Module, names: list[str]) -> Any:
     return module.register_forward_pre_hook(add, with_kwargs=True)
 
 
-def _check(tuner: nn.Module, adapter_names: list[str]) -> None:
+def _check(tuner: nn.Module, layers: list[nn.Module], adapter_names: list[str]) -> None:
     if tuner.training:
         raise MeloraError("Cannot pass `adapter_names` when the model is in training mode: call model.eval() first")
-    known = {name for module in tuner.modules() if isinstance(module, MeloraLayer) for name in module.scaling}
+    known = {name for module in layers if isinstance(module, MeloraLayer) for name in module.scaling}
     unknown = sorted(set(adapter_names) - known - {"__base__"})
     if unknown:
         raise MeloraError(

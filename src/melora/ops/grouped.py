@@ -10,7 +10,7 @@ def grouped_block_lora(
     A: torch.Tensor,
     B: torch.Tensor,
     scaling: torch.Tensor,
-    index: torch.Tensor,
+    index: torch.Tensor | None,
     *,
     core: torch.Tensor | None = None,
     shuffle: bool = False,
@@ -25,7 +25,7 @@ def grouped_block_lora(
         A: (K, n, r, d_in / n), of K adapters.
         B: (K, n, d_out / n, r).
         scaling: (K,), the factors on their outputs.
-        index: (R,), int64, which adapter a row goes through.
+        index: (R,), int64, which adapter a row goes through; None: row j through adapter j, R = K.
         core: (K, r, n, n) or None, and
         shuffle: as in `block_lora`.
 
@@ -33,11 +33,13 @@ def grouped_block_lora(
         (R, ..., d_out)
     """
     _, n, _, block_in = A.shape
-    A, B = A.index_select(0, index), (B * scaling.view(-1, 1, 1, 1)).index_select(0, index)
+    if index is not None:
+        A, B, scaling = (of_all.index_select(0, index) for of_all in (A, B, scaling))
+        core = None if core is None else core.index_select(0, index)
     slices = x.reshape(x.shape[0], -1, n, block_in).transpose(1, 2)  # (R, n, tokens, d_in / n)
-    u = slices @ A.transpose(2, 3)
+    u = (slices @ A.transpose(2, 3)).mul_(scaling.view(-1, 1, 1, 1))
     if core is not None:
-        u = torch.einsum("Rkij,Rjtk->Ritk", core.index_select(0, index), u)
+        u = torch.einsum("Rkij,Rjtk->Ritk", core, u)
     elif shuffle:
         u = exchange(u, 1)
     y = u @ B.transpose(2, 3)
