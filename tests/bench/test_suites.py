@@ -1,8 +1,12 @@
 """Every suite, whole, at tiny sizes: who takes part, and which figures come out."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from peft import PeftModel
 
+from melora.bench import disk_worker
 from melora.bench.row import Environment, Row
 from melora.errors import MeloraError
 
@@ -136,3 +140,15 @@ def test_scaling_varies_one_size_at_a_time() -> None:
 def test_a_model_that_cannot_have_n_is_an_error_before_it_is_made() -> None:
     with pytest.raises(MeloraError, match=r"bench model tiny, .*n=128 does not divide"):
         groups("model", "--n", "128", "--d-in", "128")
+
+
+def test_lora_saves_and_loads_as_many_numbers_beside_it(tmp_path: Path) -> None:
+    save, load, export = groups("memory", "--model", "minilm")[-3:]
+    assert [peer.method for peer in save.peers] == [peer.method for peer in load.peers] == ["plain", "melora", "lora"]
+    assert [peer.method for peer in export.peers] == ["plain", "melora"]
+    melora, lora = save.peers[1:]
+    done = [disk_worker.actions("load", tmp_path / peer.method, 2, 128, peer) for peer in (melora, lora)]
+    assert done[0][3] == done[1][3] == 2 * 16 * (128 + 128)
+    adapted = done[1][1]()
+    assert isinstance(adapted, PeftModel)
+    assert adapted.peft_config["default"].r == 16

@@ -1,5 +1,6 @@
 """Saving, loading and exporting the adapter of a 7B model, beside a plain write or read of the same bytes.
 
+PEFT's LoRA of as many parameters saves and loads a file of the same size: what the modules of PEFT cost shows there.
 Each action runs in a process of its own (disk_worker.py), whose memory is watched from here. Linux only: /proc.
 """
 
@@ -27,7 +28,7 @@ PLAIN = Peer("plain")
 
 
 def disk_groups(options: Options) -> list[Group]:
-    """One group for each action: the plain write or read, then melora's."""
+    """One group for each action: the plain write or read, melora's, and where it has one LoRA's."""
     small = options.models == ["tiny"]
     layers, width = (QUICK_LAYERS, QUICK_WIDTH) if small else (LAYERS, WIDTH)
     return [_group(action, layers, width) for action in ACTIONS]
@@ -35,11 +36,13 @@ def disk_groups(options: Options) -> list[Group]:
 
 def _group(action: str, layers: int, width: int) -> Group:
     facts = Facts("memory", f"adapter file, {action}", width, width, layers=layers)
-    peers = (PLAIN, Peer("melora", N, R, N * R))
+    peers = [PLAIN, Peer("melora", N, R, N * R)]
+    if action != "export" and width != QUICK_WIDTH:  # a process more, seconds each
+        peers.append(Peer("lora", 1, R, R))
     numbers = layers * 2 * width * R
     return Group(
         facts,
-        peers,
+        tuple(peers),
         build=list,
         gflop=0.0,
         needs=4 * numbers * (2 + N),
@@ -48,21 +51,25 @@ def _group(action: str, layers: int, width: int) -> Group:
     )
 
 
-def _measure(facts: Facts, peers: tuple[Peer, ...], repetitions: int, environment: Environment) -> list[Row]:
-    action = facts.case.rpartition(" ")[2]
-    with tempfile.TemporaryDirectory(prefix="melora-bench-", dir=Path.cwd()) as folder:
-        answer, peak = _watched(action, facts, repetitions, folder)
-    common = {"adapters": 1, "repetitions": repetitions, "calls": 1, "saved_bytes": answer["bytes"]}
-    plain, own = (answer[name] for name in ("plain", "own"))
-    return [
-        row(environment, facts, peers[0], parameters=0, **common, **plain),
-        row(environment, facts, peers[1], parameters=answer["parameters"], peak_bytes=peak, **common, **own),
-    ]
+def _measure(facts: Facts, peers: list[Peer], repetitions: int, environment: Environment) -> list[Row]:
+    rows: list[Row] = []
+    for peer in peers[1:]:
+        with tempfile.TemporaryDirectory(prefix="melora-bench-", dir=Path.cwd()) as folder:
+            answer, peak = _watched(peer, facts, repetitions, folder)
+        common = {"adapters": 1, "repetitions": repetitions, "calls": 1, "saved_bytes": answer["bytes"]}
+        plain, own = (answer[name] for name in ("plain", "own"))
+        if not rows:  # each has its own plain one beside it, which its ratios are to; one is enough to show
+            rows.append(row(environment, facts, peers[0], parameters=0, **common, **plain))
+        parameters = answer["parameters"]
+        rows.append(row(environment, facts, peer, parameters=parameters, peak_bytes=peak, **common, **own))
+    return rows
 
 
-def _watched(action: str, facts: Facts, repetitions: int, folder: str) -> tuple[dict[str, Any], int]:
+def _watched(peer: Peer, facts: Facts, repetitions: int, folder: str) -> tuple[dict[str, Any], int]:
     """The worker's answer, and by how many bytes its own memory (not the mapped files') grew at most."""
-    words = [action, folder, *(str(value) for value in (facts.layers, facts.d_in, N, R, repetitions))]
+    action = facts.case.rpartition(" ")[2]
+    shape = (facts.layers, facts.d_in, peer.n, peer.r, repetitions)
+    words = [action, folder, peer.method, *(str(value) for value in shape)]
     command = [sys.executable, "-m", "melora.bench.disk_worker", *words]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
         given, said = cast(IO[str], worker.stdin), cast(IO[str], worker.stdout)

@@ -1,4 +1,4 @@
-"""python -m melora.bench.disk_worker ACTION FOLDER LAYERS WIDTH N R REPETITIONS: one process of disk.py.
+"""python -m melora.bench.disk_worker ACTION FOLDER METHOD LAYERS WIDTH N R REPETITIONS: one process of disk.py.
 
 Says "ready" when everything is imported, waits for a line, then works and answers in JSON.
 """
@@ -16,10 +16,10 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from ..adapter_files import WEIGHTS_FILE
-from ..config import MeloraConfig
 from ..conversion import export_lora
 from ..loading import load_adapter
 from .attach import Stack
+from .peers import Peer
 from .timing import interleave
 
 
@@ -28,9 +28,9 @@ def base(layers: int, width: int) -> nn.Module:
     return Stack([nn.Linear(width, width, bias=False, device="meta") for _ in range(layers)]).requires_grad_(False)
 
 
-def adapted(layers: int, width: int, n: int, r: int) -> PeftModel:
+def adapted(layers: int, width: int, peer: Peer) -> PeftModel:
     """The base under an adapter of random numbers."""
-    model: PeftModel = get_peft_model(base(layers, width), MeloraConfig(r=r, n=n, target_modules=["proj"]))
+    model: PeftModel = get_peft_model(base(layers, width), peer.config(0.0, ["proj"]))
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.requires_grad:
@@ -39,18 +39,19 @@ def adapted(layers: int, width: int, n: int, r: int) -> PeftModel:
 
 
 def actions(
-    action: str, folder: Path, layers: int, width: int, n: int, r: int
+    action: str, folder: Path, layers: int, width: int, peer: Peer
 ) -> tuple[Callable[[], object], Callable[[], object], Path, int]:
-    """(the plain write or read, melora's action, the file whose bytes both move, parameters), all run once."""
+    """(the plain write or read, the method's action, the file whose bytes both move, parameters), all run once."""
     adapter, output, plain = folder / "adapter", folder / "output", folder / "plain"
-    model = adapted(layers, width, n, r)
+    model = adapted(layers, width, peer)
+    load: Callable[..., object] = load_adapter if peer.method == "melora" else PeftModel.from_pretrained
     parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if action != "save":
         model.save_pretrained(str(adapter))
         del model
     own: dict[str, Callable[[], object]] = {
         "save": lambda: model.save_pretrained(str(output)),
-        "load": lambda: load_adapter(base(layers, width), adapter, low_cpu_mem_usage=True),
+        "load": lambda: load(base(layers, width), adapter, low_cpu_mem_usage=True),
         "export": lambda: _export(adapter, output),
     }
     own[action]()
@@ -74,20 +75,20 @@ def _write(file: Path, block: bytes, size: int) -> None:
             out.write(block[: size - start])
 
 
-def main(action: str, folder: str, layers: int, width: int, n: int, r: int, repetitions: int) -> None:
+def main(action: str, folder: str, method: str, layers: int, width: int, n: int, r: int, repetitions: int) -> None:
     trial = Path(folder, "trial")
     trial.mkdir()
-    for step in actions(action, trial, 1, 8 * n, n, 1)[:2]:
+    for step in actions(action, trial, 1, 8 * n, Peer(method, n, 1, n))[:2]:
         step()
     print("ready", flush=True)
     sys.stdin.readline()
     work = Path(folder, "work")
     work.mkdir()
-    plain, own, file, parameters = actions(action, work, layers, width, n, r)
+    plain, own, file, parameters = actions(action, work, layers, width, Peer(method, n, r, n * r))
     timings, _ = interleave([plain, own], repetitions)
     answer = {"parameters": parameters, "bytes": os.path.getsize(file)}
     print(json.dumps({**answer, "plain": asdict(timings[0]), "own": asdict(timings[1])}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
