@@ -79,8 +79,8 @@ class BlockDiagonal:
         elif out.element_size() == 2 and out.device.type == "cpu":
             # A strided batched product of 16-bit numbers has no fast kernel on the CPU (bf16, d = 768, T = 2048, 8x8:
             # 84 ms); chunks in fp32 that stay in the cache do, and round once.
-            count = chunk_rows(n * width, out.device)
             blocks = self.blocks.float()
+            count = chunk_rows(n * width, out.device)
             for part, some in zip(slices.split(count, 1), u.split(count, 1), strict=True):
                 part.copy_(torch.baddbmm(part.float(), some.float(), blocks, alpha=alpha))
         else:

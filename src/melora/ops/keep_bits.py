@@ -18,7 +18,9 @@ import torch
 
 _ENTRIES = 1 << 16
 _DRAWN_AT_ONCE = {"cpu": 2**16}  # bytes of the mask: the random numbers and indices for them stay in the cache
-_CHUNK = {"cpu": 2**17}  # elements that are worked on at once, for the same reason
+# Elements that are worked on at once, for the same reason; with fewer, the calls show (2,048 x 2,048, 2 cores of a
+# Xeon, forward and backward, bf16: 22 ms with 2^17, 16 with 2^18, 13 with 2^19; fp32: 16, 13, 14).
+_CHUNK = {"cpu": 2**18}
 _ELSEWHERE = 2**24  # an accelerator wants few and large kernels
 
 
@@ -73,7 +75,7 @@ def _patterns(dropout: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chunk_rows(width: int, device: torch.device) -> int:
-    """How many rows of `width` elements to work on at once; that many rows fill whole words."""
+    """How many rows of `width` elements to work on at once; that many rows fill whole words. The same for any dtype."""
     step = 64 // math.gcd(width, 64)
     elements = _CHUNK.get(device.type, _ELSEWHERE)
     return max(1, elements // (width * step)) * step
