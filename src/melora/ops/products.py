@@ -8,7 +8,7 @@ so that no temporary is as large as x.
 import torch
 import torch.nn.functional as F
 
-from .block_diagonal import BlockDiagonal, is_dense_faster
+from .block_diagonal import BlockDiagonal, choose_groups
 from .keep_bits import chunk_rows, draw, keep_scale, masks
 from .mixing import core_gradient, mix
 from .plain import minis
@@ -36,8 +36,8 @@ def forward(
         y, u = (A_i (kept x)_i)_i of shape (n, T, r), and the bits of what was kept, or None without dropout.
     """
     n, r, _ = A.shape
-    dense = is_dense_faster(x, n * r)
-    into = BlockDiagonal(A, dense)
+    groups = choose_groups(x, n, r)
+    into = BlockDiagonal(A, groups)
     if dropout > 0.0:
         u, bits = _project_kept(x, into, dropout)
         scaling *= keep_scale(dropout)
@@ -45,7 +45,7 @@ def forward(
         u, bits = into.project(x), None
     if out is None:
         out = x.new_zeros((*x.shape[:-1], n * B.shape[1])) if weight is None else F.linear(x, weight, bias)
-    BlockDiagonal(B.transpose(1, 2), dense).accumulate(out, mix(u, core, shuffle), scaling)
+    BlockDiagonal(B.transpose(1, 2), groups).accumulate(out, mix(u, core, shuffle), scaling)
     return out, u, bits
 
 
@@ -97,8 +97,8 @@ def backward(
         core, shuffle: as in `forward`; u is what it was before mixing.
     """
     n, r, _ = A.shape
-    dense = is_dense_faster(x, n * r)
-    out_of = BlockDiagonal(B.transpose(1, 2), dense)
+    groups = choose_groups(x, n, r)
+    out_of = BlockDiagonal(B.transpose(1, 2), groups)
     scaling *= keep_scale(dropout)
     grad_x = grad_A = grad_B = grad_core = None
     if need_B:
@@ -111,7 +111,7 @@ def backward(
     grad_u = mix(grad_u, None if core is None else core.transpose(1, 2), shuffle)  # the exchange is its own inverse
     if need_x:
         grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format) if weight is None else grad @ weight
-    into = BlockDiagonal(A, dense)
+    into = BlockDiagonal(A, groups)
     if bits is not None:
         grad_A = _backward_kept(grad_x, grad_u, x, into, bits, need_A)
     else:
@@ -127,11 +127,8 @@ def _project_kept(x: torch.Tensor, into: BlockDiagonal, dropout: float) -> tuple
     n, r, _ = into.blocks.shape
     rows = x.reshape(-1, x.shape[-1])
     bits = draw(rows.numel(), dropout, x.device)
-    u = (
-        x.new_empty((rows.shape[0], n, r)).transpose(0, 1)
-        if into.dense is not None
-        else x.new_empty((n, rows.shape[0], r))
-    )
+    # Laid out as `into` lays out what it gives, which is what its other products read in place.
+    u = x.new_empty((n, rows.shape[0], r)) if into.groups == n else minis(x.new_empty((rows.shape[0], n * r)), n)
     for start, stop, mask in masks(rows, bits):
         u[:, start:stop] = into.project(mask.mul_(rows[start:stop]))
     return u, bits
@@ -147,7 +144,6 @@ def _backward_kept(
 ) -> torch.Tensor | None:
     """grad_x += the adapter's share, where given; returns grad_A, where needed."""
     A = into.blocks
-    n, r, _ = A.shape
     rows = x.reshape(-1, x.shape[-1])
     grad_rows = None if grad_x is None else grad_x.view(rows.shape)
     sums = torch.promote_types(A.dtype, torch.float32)  # over the chunks; 16 bits would lose the small ones
@@ -158,8 +154,6 @@ def _backward_kept(
         if grad_A is not None:
             kept = torch.mul(rows[start:stop], mask, out=scratch)
             grad_A += into.summed(some, kept)
-        if grad_rows is not None and r == 1 and into.dense is None:
-            minis(grad_rows[start:stop], n).addcmul_(some, minis(mask.mul_(A.reshape(-1)), n))
-        elif grad_rows is not None:
-            minis(grad_rows[start:stop], n).addcmul_(into.spread(some, scratch), minis(mask, n))
+        if grad_rows is not None:
+            into.accumulate_masked(grad_rows[start:stop], some, mask, scratch)
     return None if grad_A is None else grad_A.to(A.dtype)
