@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 from .adapted import AdaptedLayer
 from .factors import wide
 from .fusion import dense_weight, is_fresh, may_add
-from .ops import add_block_lora, block_lora, grouped_block_lora
+from .ops import add_block_lora, block_lora, routed_block_lora
 from .ops.mixing import dense_columns
 from .permutation import lora_of
 from .shapes import block_grid
@@ -70,16 +70,12 @@ class Linear(AdaptedLayer):
                 result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
                 continue
             all_A, all_B, scaling, _ = zip(*(arguments[name] for name in names), strict=True)
-            rows = torch.tensor([i for name in names for i in rows_of[name]], device=x.device)
-            own = len(rows) == len(names)  # each adapter has one row
-            owners = None if own else [k for k, name in enumerate(names) for _ in rows_of[name]]
             # Stacked anew in each call: a batch has no more adapters than rows, and a cache of stacks could not see
             # all ways to change a factor (a write through .data leaves no trace).
             factors = torch.stack(all_A), torch.stack(all_B), torch.tensor(scaling, dtype=dtype, device=x.device)
             core = torch.stack([self._mixing(name, dtype)["core"] for name in names]) if mixing == "learned" else None
-            some = x.index_select(0, rows).to(dtype)
-            index = None if owners is None else torch.tensor(owners, device=x.device)
-            output = grouped_block_lora(some, *factors, index, core=core, shuffle=mixing == "shuffle")
+            owned = [rows_of[name] for name in names]
+            rows, output = routed_block_lora(x, owned, *factors, dtype=dtype, core=core, shuffle=mixing == "shuffle")
             result = result.index_add(0, rows, output.to(result.dtype))
         return result
 

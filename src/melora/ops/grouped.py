@@ -4,6 +4,56 @@ import torch
 
 from .mixing import exchange
 
+# How many rows to compute at most for each that is asked for, where adapters have unequal numbers of rows.
+_PADDING = 2
+
+
+def routed_block_lora(
+    x: torch.Tensor,
+    rows_of: list[list[int]],
+    A: torch.Tensor,
+    B: torch.Tensor,
+    scaling: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    core: torch.Tensor | None = None,
+    shuffle: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some rows of x through adapters of one shape.
+
+    The rows of an adapter are computed together, filled up to as many as the adapter with the most rows has; where that
+    would more than double the work, each row with a copy of its factors.
+
+    Args:
+        x: (batch, ..., d_in).
+        rows_of: the rows of x that adapter k is for, one or more for each of K adapters.
+        dtype: what to compute in, the factors' own.
+        The others: as in `grouped_block_lora`.
+
+    Returns:
+        the R rows that have an adapter, (R,), int64, and the adapters' output for them, (R, ..., d_out).
+    """
+    most = max(map(len, rows_of))
+    every = [row for rows in rows_of for row in rows]
+    wanted = torch.tensor(every, device=x.device)
+    if most * len(rows_of) > _PADDING * len(every):
+        owners = [k for k, rows in enumerate(rows_of) for _ in rows]
+        index = torch.tensor(owners, device=x.device)
+        some = x.index_select(0, wanted).to(dtype)
+        return wanted, grouped_block_lora(some, A, B, scaling, index, core=core, shuffle=shuffle)
+    even = most * len(rows_of) == len(every)
+    padded = wanted if even else torch.tensor([i for rows in rows_of for i in _filled(rows, most)], device=x.device)
+    some = x.index_select(0, padded).to(dtype).view(len(rows_of), most, *x.shape[1:])
+    output = grouped_block_lora(some, A, B, scaling, None, core=core, shuffle=shuffle).flatten(0, 1)
+    if not even:
+        places = [k * most + j for k, rows in enumerate(rows_of) for j in range(len(rows))]
+        output = output.index_select(0, torch.tensor(places, device=x.device))
+    return wanted, output
+
+
+def _filled(rows: list[int], count: int) -> list[int]:
+    return rows + rows[:1] * (count - len(rows))
+
 
 def grouped_block_lora(
     x: torch.Tensor,
