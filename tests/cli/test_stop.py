@@ -27,7 +27,8 @@ def test_sigterm_saves_and_the_same_command_with_resume_goes_on(
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143, errors
-    (line,) = errors.splitlines()
+    # bitsandbytes has a line of its own on CPUs that it has kernels for (0.50: "Failed to load CPU gemm_4bit_forward").
+    (line,) = [line for line in errors.splitlines() if not line.startswith("Failed to load CPU gemm_4bit_forward")]
     assert line.startswith("warning: stopped by SIGTERM after step ")
     assert line.endswith(", which is saved; the same command with --resume goes on from there")
     step = int(line.split("after step ")[1].split(",")[0])

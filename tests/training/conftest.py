@@ -180,3 +180,14 @@ def plain_runs(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempP
 def plain_values(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     """The recipe of such a run by its method's name, as plain values; its output is tmp_path/run."""
     return lambda method: plain_recipe(tiny_model, tiny_data, method, tmp_path / "run")
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """4-bit weights stay as they are.
+
+    bitsandbytes 0.50 repacks them on CPUs with AVX512-BF16, and then fails for inputs narrower than a block
+    of 64 numbers, which the tiny model has and no real one.
+    """
+    modules = pytest.importorskip("bitsandbytes.nn.modules", reason="bitsandbytes is not installed")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)

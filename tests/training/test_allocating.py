@@ -1,6 +1,5 @@
 """Runs whose n is chosen before the first step: what they choose, that they keep it, and under which conditions."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +126,7 @@ def test_activation_checkpointing_and_precision_change_how_it_is_computed_alone(
     assert weights == pytest.approx(plain, rel=0.2)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.usefixtures("unpacked")
 def test_a_4bit_base_under_activation_checkpointing(auto: Callable[..., Recipe], tmp_path: Path) -> None:
     values = auto(training={"max_steps": 2, "activation_checkpointing": True}).to_dict()
     values["model"] |= {"quantization": "4bit"}

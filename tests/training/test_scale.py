@@ -103,6 +103,7 @@ def test_fp16_with_a_scaler(steady: Callable[..., Recipe]) -> None:
     assert all(not torch.equal(before[name], parameter) for name, parameter in adapter.items())
 
 
+@pytest.mark.usefixtures("unpacked")
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_quantised_base(steady: Callable[..., Recipe], steady_run: Path, tmp_path: Path, bits: str) -> None:
     recipe = steady(model={"quantization": bits}, training={"gradient_checkpointing": True})
