@@ -238,8 +238,8 @@ class MeloraConfig(PeftConfig):
         """What this project's own studies speak for: n=2, r=4, lora_alpha=16, on LoRA's usual targets of the model.
 
         From results/glue-minilm: STS-B with MiniLM-L6, three seeds, each method at its own learning rate (3e-3 for this
-        one). That is one task and one small model; docs/choosing.md tells what was found, and docs/compare.md how to
-        ask for yours. Where 2 does not divide the sizes of every target, n is 1.
+        one). That is one task and one small model, and LoRA r=4 of as many parameters ties with it; docs/choosing.md
+        tells what was found, and docs/compare.md how to ask for yours. Where 2 does not divide the sizes of every target, n is 1.
 
         Args:
             model: the base model.
