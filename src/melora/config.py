@@ -239,7 +239,8 @@ class MeloraConfig(PeftConfig):
 
         From results/glue-minilm: STS-B with MiniLM-L6, three seeds, each method at its own learning rate (3e-3 for this
         one). That is one task and one small model, and LoRA r=4 of as many parameters ties with it; docs/choosing.md
-        tells what was found, and docs/compare.md how to ask for yours. Where 2 does not divide the sizes of every target, n is 1.
+        tells what was found, and docs/compare.md how to ask for yours. Where 2 does not divide the sizes of every
+        target, n is 1.
 
         Args:
             model: the base model.
