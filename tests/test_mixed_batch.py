@@ -10,6 +10,8 @@ from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from melora import MeloraConfig, MeloraError
+from melora.layer import MeloraLayer
+from melora.mixed_batch import _layers
 
 NAMES = ["__base__", "one", "two", "two", "__base__", "one"]
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 2], [3, 4, 5, 6], [9, 9, 4, 3], [7, 8, 9, 2], [5, 4, 3, 6]])
@@ -157,3 +159,11 @@ def test_different_methods_in_one_model_are_refused_by_peft(make_mlp: Callable[.
     for make in (lambda: PeftMixedModel(make_mlp(), config), lambda: get_peft_model(make_mlp(), config, mixed=True)):
         with pytest.raises(ValueError, match="'MELORA' is not compatible with the `PeftMixedModel`"):
             make()
+
+
+def test_modules_that_share_or_hold_each_other_are_told_once() -> None:
+    model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), MeloraConfig(r=1, n=2, target_modules=["0"]))
+    (adapted,) = (module for module in model.modules() if isinstance(module, MeloraLayer))
+    circle = nn.Sequential(adapted, nn.Sequential(adapted))
+    circle[1].above = circle
+    assert list(_layers(circle)) == [adapted]

@@ -40,12 +40,19 @@ def route_by_name(tuner: nn.Module, adapter_names: list[str] | None, num_beams: 
         yield
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that take adapter_names. Not through modules(): hundreds of adapters have thousands of modules."""
+def _layers(module: nn.Module, seen: set[int] | None = None) -> Iterator[nn.Module]:
+    """The modules that take adapter_names, each once, as nn.Module.modules() would give them.
+
+    It stops at an adapted layer's base: hundreds of adapters have thousands of modules of their own.
+    """
+    seen = set() if seen is None else seen
+    if id(module) in seen:
+        return
+    seen.add(id(module))
     if isinstance(module, MeloraLayer | AuxiliaryTrainingWrapper):
         yield module
     for child in [module.base_layer] if isinstance(module, MeloraLayer) else module.children():
-        yield from _layers(child)
+        yield from _layers(child, seen)
 
 
 def _pass_names(module: nn.Module, names: list[str]) -> Any:

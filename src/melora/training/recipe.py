@@ -34,9 +34,7 @@ class ModelSpec:
     name_or_path: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["4bit", "8bit"] | None = None
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] | None = (
-        None
-    )
+    attn_implementation: Attention | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
