@@ -1,0 +1,115 @@
+"""The pieces of the operation that docs/performance.md times by themselves, on this machine's CPU.
+
+    python benchmarks/pieces.py products --output benchmarks/results/DATE-pieces-products.csv
+    python benchmarks/pieces.py dropout --output benchmarks/results/DATE-pieces-dropout.csv
+    python benchmarks/pieces.py step
+
+products: a block-diagonal factor by its blocks and with blocks merged; dropout: the masked products by chunk size; both
+the median of 25 calls in ms, on warm data. step: where a training step of SmolLM2 with all linear layers spends its
+time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How saving or loading spends it (FOLDER is an empty folder):
+
+    echo go | python -m cProfile -s cumtime -m melora.bench.disk_worker load FOLDER melora 64 4096 8 16 2
+"""
+
+import argparse
+import csv
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import profile
+
+from melora.bench.models import MODELS
+from melora.bench.peers import Peer
+from melora.bench.row import Facts
+from melora.bench.suites import model as suite
+from melora.ops import keep_bits, products
+from melora.ops.block_diagonal import BlockDiagonal, choose_groups
+from melora.training.environment import describe_machine
+
+TOKENS = 2048
+DTYPES = (torch.float32, torch.bfloat16)
+WIDTHS = (768, 2048)
+PAIRS = ((8, 1), (8, 8), (32, 1), (64, 1))
+CHUNKS = (2**17, 2**18, 2**19)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("piece", choices=("products", "dropout", "step"))
+    parser.add_argument("--output", type=Path, help="the CSV file to write (products, dropout)")
+    args = parser.parse_args()
+    if args.piece == "step":
+        _step()
+        return
+    if args.output is None:
+        parser.error(f"{args.piece}: --output FILE.csv is missing")
+    torch.manual_seed(0)
+    where = {"machine": describe_machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    rows = [{**where, **row} for row in {"products": _products, "dropout": _dropout}[args.piece]()]
+    with args.output.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _products() -> Iterator[dict[str, Any]]:
+    for dtype, d, (n, r) in itertools.product(DTYPES, WIDTHS, PAIRS):
+        x, out = torch.randn(TOKENS, d).to(dtype), torch.zeros(TOKENS, d, dtype=dtype)
+        blocks = torch.randn(n, r, d // n).to(dtype)
+        for groups in sorted({n, min(n, 8), 1}, reverse=True):
+            factor = BlockDiagonal(blocks, groups)
+            u = factor.project(x)
+            yield {
+                "d": d, "dtype": str(dtype).removeprefix("torch."), "n": n, "r": r, "groups": groups,
+                "chosen": groups == choose_groups(x, n, r),
+                "making": _ms(lambda groups=groups, blocks=blocks: BlockDiagonal(blocks, groups)),
+                "into_ranks": _ms(lambda factor=factor, x=x: factor.project(x)),
+                "out_of_ranks": _ms(lambda factor=factor, u=u, out=out: factor.accumulate(out, u, 1e-9)),
+                "over_tokens": _ms(lambda factor=factor, u=u, x=x: factor.summed(u, x)),
+            }  # fmt: skip
+
+
+def _dropout() -> Iterator[dict[str, Any]]:
+    for dtype, d, chunk in itertools.product(DTYPES, WIDTHS, CHUNKS):
+        keep_bits._CHUNK["cpu"] = chunk
+        x, grad_x = torch.randn(TOKENS, d).to(dtype), torch.zeros(TOKENS, d, dtype=dtype)
+        into = BlockDiagonal(torch.randn(8, 1, d // 8).to(dtype), choose_groups(x, 8, 1))
+        u, bits = products._project_kept(x, into, 0.05)
+        forward = _ms(lambda x=x, into=into: products._project_kept(x, into, 0.05))
+        backward = _ms(
+            lambda x=x, into=into, grad_x=grad_x, u=u, bits=bits: products._backward_kept(
+                grad_x, u, x, into, bits, need_A=True
+            )
+        )
+        name = str(dtype).removeprefix("torch.")
+        yield {"d": d, "dtype": name, "n": 8, "r": 1, "chunk": chunk, "forward": forward, "backward": backward}
+
+
+def _step() -> None:
+    facts = Facts("model", "smollm2 all-linear", tokens=256, batch=4, dtype="float32")
+    peers = (Peer("melora", 8, 1, 8), Peer("lora", 1, 8, 8))
+    built = suite._build(facts, "smollm2", MODELS["smollm2"].targets["all-linear"], peers, "cpu")
+    for peer, one in zip(peers, built, strict=True):
+        one.step()
+        with profile() as found:
+            one.step()
+        print(peer.label)
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40))
+
+
+def _ms(call: Callable[[], object], calls: int = 25) -> float:
+    seconds = []
+    for _ in range(calls + 2):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return round(1e3 * statistics.median(seconds[2:]), 4)
+
+
+if __name__ == "__main__":
+    main()
