@@ -1,13 +1,14 @@
 """A block-diagonal factor in products with rows of tokens: into its ranks, out of them, and summed over the tokens.
 
 Block by block these are batched products over strided views, which copy nothing. On CPUs some are faster with several
-blocks merged into one, with zeros between them. Times are ms on 2 cores of a Xeon with AMX, T = 2048:
+blocks merged into one, with zeros between them. Times are ms on 2 cores of a Xeon with AMX, d = 768, T = 2048
+(benchmarks/pieces.py products):
 
 - In 16 bits PyTorch's kernels copy strided views first. One dense product of all blocks reads the rows where they lie,
-  and up to some width costs no more than reading them (bf16, d = 768: 8x1 into ranks 0.43 -> 0.14, out of them 0.41 ->
-  0.32; 64x1 0.89 -> 0.26, 3.34 -> 0.37). That takes a CPU with arithmetic for 16 bits.
-- Else many small blocks are slow, each call having few columns and one rank. Merged to eight: fp32, d = 768, 32x1 into
-  ranks 0.48 -> 0.28, out of them 0.38 -> 0.21, over the tokens 0.26 -> 0.15.
+  and up to some width costs no more than reading them (bf16, 8x1 into ranks 0.45 -> 0.19, out of them 0.50 -> 0.40;
+  64x1 1.04 -> 0.36, 3.55 -> 0.44). That takes a CPU with arithmetic for 16 bits.
+- Else many small blocks are slow, each call having few columns and one rank. Merged to eight: fp32, 64x1 into ranks
+  0.85 -> 0.53, out of them 0.85 -> 0.47, over the tokens 0.44 -> 0.33.
 """
 
 from functools import lru_cache
