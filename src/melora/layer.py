@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
@@ -138,16 +138,13 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
         The trained parameters, or where these are measured from a start (initial.py) both joined, with 2r for r.
         """
         # Not by attribute and ModuleDict's []: nn.Module's __getattr__ shows in the time of one decoded token.
-        modules = cast(nn.Module, self)._modules
-        A, B = (
-            cast(MiniFactors, cast(nn.ModuleDict, modules[name])._modules[adapter])._parameters
-            for name in self.adapter_layer_names[:2]
-        )
-        weight_A, weight_B = cast(torch.Tensor, A["weight"]), cast(torch.Tensor, B["weight"])
-        start_A, start_B = A.get("start"), B.get("start")
-        if start_A is None or start_B is None:
-            return weight_A, weight_B
-        return joined(weight_A, weight_B, start_A, start_B)
+        modules = cast(Any, self)._modules
+        name_A, name_B, *_ = self.adapter_layer_names
+        A = modules[name_A]._modules[adapter]._parameters
+        B = modules[name_B]._modules[adapter]._parameters
+        if A.get("start") is None:
+            return A["weight"], B["weight"]
+        return joined(A["weight"], B["weight"], A["start"], B["start"])
 
     def mini_factors(self, adapter: str) -> tuple[MiniFactors, MiniFactors]:
         """The modules that hold A and B of an adapter."""

@@ -60,19 +60,22 @@ class Linear(AdaptedLayer):
     def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
         """All adapters of one shape in one grouped product; dropout, which has no use here, in the loop."""
         dtype = self.autocast_dtype(x)
-        arguments = {name: self._arguments(name, dtype) for name in rows_of}
-        groups: dict[tuple[Any, ...], list[str]] = {}
-        for name, (A, _, _, dropout) in arguments.items():
-            mixing = "none" if self.permute[name] != "none" else self.mixing[name]
-            groups.setdefault((*A.shape, mixing, dropout > 0.0), []).append(name)
-        for (*_, mixing, drops), names in groups.items():
-            if len(names) == 1 or drops:
+        groups: dict[tuple[Any, ...], list[tuple[str, torch.Tensor, torch.Tensor]]] = {}
+        drops = {name for name, module in self.melora_dropout._modules.items() if _rate(module) > 0.0}
+        for name in rows_of:
+            plain = self.permute[name] == "none"
+            A, B = self.factors(name) if plain else self._lora_of(name)
+            key = (*A.shape, A.dtype, B.dtype, self.mixing[name] if plain else "none", name in drops)
+            groups.setdefault(key, []).append((name, A, B))
+        for (*_, mixing, dropped), group in groups.items():
+            names, all_A, all_B = zip(*group, strict=True)
+            if len(names) == 1 or dropped:
                 result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
                 continue
-            all_A, all_B, scaling, _ = zip(*(arguments[name] for name in names), strict=True)
             # Stacked anew in each call: a batch has no more adapters than rows, and a cache of stacks could not see
             # all ways to change a factor (a write through .data leaves no trace).
-            factors = torch.stack(all_A), torch.stack(all_B), torch.tensor(scaling, dtype=dtype, device=x.device)
+            scaling = torch.tensor([self.scaling[name] for name in names], dtype=dtype, device=x.device)
+            factors = torch.stack(all_A).to(dtype), torch.stack(all_B).to(dtype), scaling
             core = torch.stack([self._mixing(name, dtype)["core"] for name in names]) if mixing == "learned" else None
             owned = [rows_of[name] for name in names]
             rows, output = routed_block_lora(x, owned, *factors, dtype=dtype, core=core, shuffle=mixing == "shuffle")
@@ -93,7 +96,7 @@ class Linear(AdaptedLayer):
             A if A.dtype == dtype else A.to(dtype),  # the test is 10 times cheaper than a cast to the same dtype
             B if B.dtype == dtype else B.to(dtype),
             self.scaling[name],
-            dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0,
+            _rate(dropout),
         )
 
     def _mixing(self, name: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -126,3 +129,8 @@ class Linear(AdaptedLayer):
     def weight_shape(self) -> tuple[int, ...]:
         shape = super().weight_shape()
         return shape[::-1] if isinstance(self.get_base_layer(), Conv1D) else shape
+
+
+def _rate(dropout: nn.Module | None) -> float:
+    """The rate that applies now."""
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
