@@ -2,10 +2,13 @@
 
     python benchmarks/pieces.py products --output benchmarks/results/DATE-pieces-products.csv
     python benchmarks/pieces.py dropout --output benchmarks/results/DATE-pieces-dropout.csv
+    python benchmarks/pieces.py passes --output benchmarks/results/DATE-pieces-passes.csv
     python benchmarks/pieces.py step
 
 products: a block-diagonal factor by its blocks and with blocks merged; dropout: the masked products by chunk size; both
-the median of 25 calls in ms, on warm data. step: where a training step of SmolLM2 with all linear layers spends its
+the median of 25 calls in ms, on warm data. passes: the time that the memory alone asks of an adapter, beside the frozen
+layer's step, in turns: MELoRA without dropout reads x and g twice each, and reads and writes y and grad_x, as much as
+four passes that read and write one of them. step: where a training step of SmolLM2 with all linear layers spends its
 time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How saving or loading spends it (FOLDER is an empty folder):
 
     echo go | python -m cProfile -s cumtime -m melora.bench.disk_worker load FOLDER melora 64 4096 8 16 2
@@ -27,6 +30,7 @@ from melora.bench.models import MODELS
 from melora.bench.peers import Peer
 from melora.bench.row import Facts
 from melora.bench.suites import model as suite
+from melora.bench.timing import interleave
 from melora.ops import keep_bits, products
 from melora.ops.block_diagonal import BlockDiagonal, choose_groups
 from melora.training.environment import describe_machine
@@ -35,13 +39,14 @@ TOKENS = 2048
 DTYPES = (torch.float32, torch.bfloat16)
 WIDTHS = (768, 2048)
 PAIRS = ((8, 1), (8, 8), (32, 1), (64, 1))
+PASSES = 4  # x and g read twice, y and grad_x read and written: 8 streams of T x d, two to a pass
 CHUNKS = (2**17, 2**18, 2**19)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=("products", "dropout", "step"))
-    parser.add_argument("--output", type=Path, help="the CSV file to write (products, dropout)")
+    parser.add_argument("piece", choices=("products", "dropout", "passes", "step"))
+    parser.add_argument("--output", type=Path, help="the CSV file to write (all but step)")
     args = parser.parse_args()
     if args.piece == "step":
         _step()
@@ -50,7 +55,7 @@ def main() -> None:
         parser.error(f"{args.piece}: --output FILE.csv is missing")
     torch.manual_seed(0)
     where = {"machine": describe_machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    rows = [{**where, **row} for row in {"products": _products, "dropout": _dropout}[args.piece]()]
+    rows = [{**where, **row} for row in {"products": _products, "dropout": _dropout, "passes": _passes}[args.piece]()]
     with args.output.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -88,6 +93,28 @@ def _dropout() -> Iterator[dict[str, Any]]:
         )
         name = str(dtype).removeprefix("torch.")
         yield {"d": d, "dtype": name, "n": 8, "r": 1, "chunk": chunk, "forward": forward, "backward": backward}
+
+
+def _passes() -> Iterator[dict[str, Any]]:
+    for dtype, d, tokens in itertools.product(DTYPES, (768, 2048, 4096), (512, 2048, 8192)):
+        weight = torch.randn(d, d).to(dtype)
+        x, grad = torch.randn(tokens, d).to(dtype).requires_grad_(True), torch.randn(tokens, d).to(dtype)
+        four = [torch.zeros(tokens, d, dtype=dtype) for _ in range(PASSES)]  # apart, as x, g, y and grad_x are
+
+        def base(x: torch.Tensor = x, weight: torch.Tensor = weight, grad: torch.Tensor = grad) -> None:
+            torch.autograd.grad(torch.nn.functional.linear(x, weight), x, grad)
+
+        def passes(four: list[torch.Tensor] = four) -> None:
+            for tensor in four:
+                tensor.add_(1.0)
+
+        (of_base, of_passes), _ = interleave([base, passes], 20)
+        yield {
+            "d": d, "tokens": tokens, "dtype": str(dtype).removeprefix("torch."),
+            "base_ms": round(of_base.ms_p50, 4), "passes_ms": round(of_passes.ms_p50, 4),
+            "ratio_p20": round(of_passes.ratio_p20, 4), "ratio_p50": round(of_passes.ratio_p50, 4),
+            "ratio_p80": round(of_passes.ratio_p80, 4),
+        }  # fmt: skip
 
 
 def _step() -> None:
