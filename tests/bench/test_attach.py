@@ -44,6 +44,16 @@ def test_every_peer_trains_on_one_frozen_weight(peer: Peer) -> None:
     assert any(weight is base.layers[0]["proj"].weight for weight in frozen)
 
 
+@pytest.mark.parametrize("peer", choose(PEERS, [(8, 1)], 64, 64)[1:], ids=lambda peer: peer.label)
+def test_an_update_is_small_beside_the_base(peer: Peer) -> None:
+    """As in training. A large one saturates what follows, whose time is then the numbers', not the method's."""
+    base = Stack([nn.Linear(64, 64)])
+    x = torch.randn(256, 64)
+    with torch.no_grad():
+        y, of_base = attach(peer, base, 0.0, ["proj"]).module(x), base(x)
+    assert 0.0 < (y - of_base).std() < 0.5 * of_base.std()
+
+
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [

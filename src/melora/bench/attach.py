@@ -59,9 +59,19 @@ def attach(peer: Peer, base: nn.Module, dropout: float, targets: list[str]) -> C
                 model.set_submodule(name, wrap(peer, layer, dropout))
         return Contestant(peer, model.train())
     adapted = get_peft_model(model, peer.config(dropout, targets)).train()
-    for parameter in adapted.parameters():
-        if parameter.requires_grad and not parameter.any():  # BD-LoRA starts at B = 0 whatever its config says
-            nn.init.normal_(parameter, std=0.02)
+    start(adapted)
     if merged:
         adapted.merge_adapter()
     return Contestant(peer, adapted)
+
+
+def start(adapted: nn.Module) -> None:
+    """Small random numbers for what is trained and still 0, B in most methods.
+
+    At B = 0 the gradients of A and of x are zeros. At numbers as large as `init_weights=False` gives, the update of a
+    MELoRA of rank 1, which is scaled by alpha, is many times the base's output: attention over it saturates, and sums
+    over denormal numbers are slow.
+    """
+    for parameter in adapted.parameters():
+        if parameter.requires_grad and not parameter.any():
+            nn.init.normal_(parameter, std=0.02)

@@ -22,6 +22,8 @@ class Loop(_Wrapped):
         kind = {"dtype": weight.dtype, "device": weight.device}
         self.A = nn.ModuleList(nn.Linear(d_in // n, r, bias=False, **kind) for _ in range(n))
         self.B = nn.ModuleList(nn.Linear(r, d_out // n, bias=False, **kind) for _ in range(n))
+        for weight_of_mini in self.B.parameters():
+            nn.init.normal_(weight_of_mini, std=0.02)
         self.scaling = 16 / r
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -33,27 +33,20 @@ class Peer:
         return METHODS[self.method] + size + (f", {self.setting}" if self.setting else "")
 
     def config(self, dropout: float, targets: list[str]) -> PeftConfig:
-        """PEFT's config of a method of PEFT's; with random B: at B = 0 the gradients of A and of x are zeros."""
+        """PEFT's config of a method of PEFT's. It starts at an update of 0; `attach.start` gives it one."""
         make: dict[str, Callable[[], Any]] = {
-            "melora": lambda: MeloraConfig(r=self.r, n=self.n, lora_dropout=dropout, init_weights=False),
-            "learned": lambda: MeloraConfig(
-                r=self.r, n=self.n, lora_dropout=dropout, init_weights=False, mixing="learned"
-            ),
-            "shuffle": lambda: MeloraConfig(
-                r=self.r, n=self.n, lora_dropout=dropout, init_weights=False, mixing="shuffle"
-            ),
-            "lora": lambda: LoraConfig(r=self.r, lora_dropout=dropout, init_lora_weights=False),
-            "gralora": lambda: GraloraConfig(
-                r=self.r, gralora_k=self.n, gralora_dropout=dropout, alpha=self.r, init_weights=False
-            ),
+            "melora": lambda: MeloraConfig(r=self.r, n=self.n, lora_dropout=dropout),
+            "learned": lambda: MeloraConfig(r=self.r, n=self.n, lora_dropout=dropout, mixing="learned"),
+            "shuffle": lambda: MeloraConfig(r=self.r, n=self.n, lora_dropout=dropout, mixing="shuffle"),
+            "lora": lambda: LoraConfig(r=self.r, lora_dropout=dropout),
+            "gralora": lambda: GraloraConfig(r=self.r, gralora_k=self.n, gralora_dropout=dropout, alpha=self.r),
             "bdlora": lambda: LoraConfig(
                 r=self.r,
                 lora_dropout=dropout,
-                init_lora_weights=False,
                 use_bdlora=BdLoraConfig(target_modules_bd_b=targets, nblocks=self.n),
             ),
-            "vera": lambda: VeraConfig(r=self.r, vera_dropout=dropout, init_weights=False),
-            "miss": lambda: MissConfig(r=self.r, miss_dropout=dropout, init_weights=False),
+            "vera": lambda: VeraConfig(r=self.r, vera_dropout=dropout),
+            "miss": lambda: MissConfig(r=self.r, miss_dropout=dropout),
         }
         config: PeftConfig = make[self.method]()
         config.target_modules = list(targets)

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..attach import Stack, attach
+from ..attach import Stack, attach, start
 from ..group import Built, Group
 from ..options import Options
 from ..peers import BASE, Peer
@@ -57,6 +57,7 @@ def _with_adapters(model: PeftModel, peer: Peer, count: int) -> nn.Module:
     """`count` adapters in all: the one that it has, "default", and those called "1", "2" and so on."""
     for number in range(1, count):
         model.add_adapter(str(number), peer.config(0.0, ["proj"]))
+    start(model)
     return model.eval()
 
 
