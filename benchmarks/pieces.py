@@ -3,13 +3,15 @@
     python benchmarks/pieces.py products --output benchmarks/results/DATE-pieces-products.csv
     python benchmarks/pieces.py dropout --output benchmarks/results/DATE-pieces-dropout.csv
     python benchmarks/pieces.py passes --output benchmarks/results/DATE-pieces-passes.csv
+    python benchmarks/pieces.py cold --output benchmarks/results/DATE-pieces-cold.csv
     python benchmarks/pieces.py step
 
 products: a block-diagonal factor by its blocks and with blocks merged; dropout: the masked products by chunk size; both
 the median of 25 calls in ms, on warm data. passes: the time that the memory alone asks of an adapter, beside the frozen
 layer's step, in turns: MELoRA without dropout reads x and g twice each, and reads and writes y and grad_x, as much as
-four passes that read and write one of them. step: where a training step of SmolLM2 with all linear layers spends its
-time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How saving or loading spends it (FOLDER is an empty folder):
+four passes that read and write one of them. cold: two ways into the ranks, on rows that are not in the caches. step:
+where a training step of SmolLM2 with all linear layers spends its time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How
+saving or loading spends it (FOLDER is an empty folder):
 
     echo go | python -m cProfile -s cumtime -m melora.bench.disk_worker load FOLDER melora 64 4096 8 16 2
 """
@@ -33,6 +35,7 @@ from melora.bench.suites import model as suite
 from melora.bench.timing import interleave
 from melora.ops import keep_bits, products
 from melora.ops.block_diagonal import BlockDiagonal, choose_groups
+from melora.ops.plain import minis
 from melora.training.environment import describe_machine
 
 TOKENS = 2048
@@ -45,7 +48,7 @@ CHUNKS = (2**17, 2**18, 2**19)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=("products", "dropout", "passes", "step"))
+    parser.add_argument("piece", choices=("products", "dropout", "passes", "cold", "step"))
     parser.add_argument("--output", type=Path, help="the CSV file to write (all but step)")
     args = parser.parse_args()
     if args.piece == "step":
@@ -55,7 +58,10 @@ def main() -> None:
         parser.error(f"{args.piece}: --output FILE.csv is missing")
     torch.manual_seed(0)
     where = {"machine": describe_machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    rows = [{**where, **row} for row in {"products": _products, "dropout": _dropout, "passes": _passes}[args.piece]()]
+    rows = [
+        {**where, **row}
+        for row in {"products": _products, "dropout": _dropout, "passes": _passes, "cold": _cold}[args.piece]()
+    ]
     with args.output.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -115,6 +121,24 @@ def _passes() -> Iterator[dict[str, Any]]:
             "ratio_p20": round(of_passes.ratio_p20, 4), "ratio_p50": round(of_passes.ratio_p50, 4),
             "ratio_p80": round(of_passes.ratio_p80, 4),
         }  # fmt: skip
+
+
+def _cold() -> Iterator[dict[str, Any]]:
+    for d, (n, r) in itertools.product(WIDTHS, ((8, 1), (8, 8))):
+        many = [torch.randn(TOKENS, d) for _ in range(int(140e6 / (4 * TOKENS * d)))]
+        blocks = torch.randn(n, r, d // n)
+        slices = [minis(x, n) for x in many]
+        yield {
+            "d": d, "n": n, "r": r,
+            "tokens_as_rows": _ms(_each(slices, lambda x, blocks=blocks: torch.bmm(x, blocks.transpose(1, 2)))),
+            "tokens_as_columns": _ms(_each(slices, lambda x, blocks=blocks: torch.bmm(blocks, x.transpose(1, 2)))),
+            "in_place": _ms(_each(many, lambda x: x.add_(1e-3))),
+        }  # fmt: skip
+
+
+def _each(tensors: list[torch.Tensor], call: Callable[[torch.Tensor], object]) -> Callable[[], object]:
+    endless = itertools.cycle(tensors)
+    return lambda: call(next(endless))
 
 
 def _step() -> None:

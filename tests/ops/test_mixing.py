@@ -88,9 +88,10 @@ def test_added_to_the_output_of_a_base(mixing: str, in_place: bool) -> None:
 
 
 @both
-def test_one_token_without_gradients(mixing: str) -> None:
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_few_tokens_without_gradients(mixing: str, tokens: int) -> None:
     torch.manual_seed(0)
-    t = make(mixing, n=3, q=2, leading=(1, 1))
+    t = make(mixing, n=3, q=2, leading=(tokens, 1))
     with torch.no_grad():
         torch.testing.assert_close(call(block_lora, t), call(block_lora_reference, t))
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from . import products, registered
+from .block_diagonal import FEWEST_ROWS
 from .plain import differentiable_gradients
 
 
@@ -45,8 +46,11 @@ def block_lora(
     if torch.is_grad_enabled():
         y: torch.Tensor = _BlockLora.apply(None, False, x, weight, bias, A, B, core, scaling, dropout, shuffle)
         return y
-    if x.numel() == x.shape[-1] and dropout == 0.0:
-        return products.one_token(x, weight, bias, A, B, scaling, core, shuffle)
+    if dropout == 0.0 and 0 < x.numel() < FEWEST_ROWS * x.shape[-1]:
+        if x.numel() == x.shape[-1]:
+            return products.one_token(x, weight, bias, A, B, scaling, core, shuffle)
+        if x.element_size() > 2:
+            return products.few_tokens(x, weight, bias, A, B, scaling, core, shuffle)
     return products.forward(None, x, weight, bias, A, B, scaling, dropout, core, shuffle)[0]
 
 

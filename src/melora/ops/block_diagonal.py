@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from .keep_bits import chunk_rows
 from .plain import minis
 
-_FEWEST_ROWS = 128  # from which on it pays to write the zeros
+FEWEST_ROWS = 128  # from which on it pays to write the zeros
 _WIDEST = 128  # n * r up to which all blocks are merged in 16 bits
 _GROUPS, _RANKS = 8, 8  # else: into how many blocks, and the most ranks that one may get
 _NARROW = 32  # columns of a block below which elementwise products have loops too short
@@ -27,7 +27,7 @@ _NARROW = 32  # columns of a block below which elementwise products have loops t
 
 def choose_groups(rows: torch.Tensor, n: int, r: int) -> int:
     """How many blocks to merge n blocks of rank r into, for tokens `rows` (..., d): a divisor of n, n for no change."""
-    if rows.device.type != "cpu" or rows.numel() < _FEWEST_ROWS * rows.shape[-1]:
+    if rows.device.type != "cpu" or rows.numel() < FEWEST_ROWS * rows.shape[-1]:
         return n
     if rows.element_size() == 2:
         return 1 if n * r <= _WIDEST and _has_arithmetic(rows.dtype) else n
