@@ -58,10 +58,8 @@ def main() -> None:
         parser.error(f"{args.piece}: --output FILE.csv is missing")
     torch.manual_seed(0)
     where = {"machine": describe_machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    rows = [
-        {**where, **row}
-        for row in {"products": _products, "dropout": _dropout, "passes": _passes, "cold": _cold}[args.piece]()
-    ]
+    pieces = {"products": _products, "dropout": _dropout, "passes": _passes, "cold": _cold}
+    rows = [{**where, **row} for row in pieces[args.piece]()]
     with args.output.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -74,8 +74,8 @@ class BlockDiagonal:
         if self._merged is None:
             blocks, slices = _row_by_row(self.blocks), minis(rows, n)
             if r == 1 and rows.element_size() > 2:
-                # The tokens as columns: each is one dot product (2 cores of a Xeon, fp32, rows not in the caches,
-                # T = 2048: d = 768 0.89 -> 0.57 ms, 2048 1.86 -> 1.25). Strided 16-bit rows take ten times as long.
+                # The tokens as columns: each is one dot product (benchmarks/pieces.py cold, 2 cores of a Xeon, fp32,
+                # T = 2048: d = 768 0.86 -> 0.58 ms, 2048 1.53 -> 0.84). Strided 16-bit rows have no fast kernel.
                 return torch.bmm(blocks, slices.transpose(1, 2)).view(n, -1, 1)
             return torch.bmm(slices, blocks.transpose(1, 2))
         if self.groups == 1:
