@@ -1,13 +1,18 @@
 """Every suite, whole, at tiny sizes: who takes part, and which figures come out."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from peft import PeftModel
+from torch import nn
 
 from melora.bench import disk_worker
+from melora.bench.attach import Stack, attach
+from melora.bench.peers import Peer
 from melora.bench.row import Environment, Row
+from melora.bench.suites import multi
 from melora.errors import MeloraError
 
 from .conftest import groups
@@ -97,6 +102,16 @@ def test_multi_has_as_many_rows_for_every_number_of_adapters() -> None:
     ]  # fmt: skip
     assert rows[2].parameters == 3 * rows[1].parameters
     assert all(map(timed, rows))
+
+
+@pytest.mark.parametrize("peer", [Peer("melora", 4, 1, 4), Peer("lora", 1, 4, 4)], ids=lambda peer: peer.method)
+def test_every_adapter_of_a_mixed_batch_has_an_update_of_its_own(peer: Peer) -> None:
+    base = Stack([nn.Linear(8, 8)])
+    model = multi._with_adapters(cast(PeftModel, attach(peer, base, 0.0, ["proj"]).module), peer, 3)
+    x = torch.randn(1, 8).expand(4, 8)
+    with torch.no_grad():
+        rows = model(x, adapter_names=["__base__", "default", "1", "2"])
+    assert len({tuple(row.tolist()) for row in rows}) == 4
 
 
 def test_memory_is_exact_and_not_timed() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -55,8 +55,12 @@ def _build(facts: Facts, peers: list[Peer], counts: list[int], device: str) -> l
 
 def _with_adapters(model: PeftModel, peer: Peer, count: int) -> nn.Module:
     """`count` adapters in all: the one that it has, "default", and those called "1", "2" and so on."""
-    for number in range(1, count):
-        model.add_adapter(str(number), peer.config(0.0, ["proj"]))
+    others = [str(number) for number in range(1, count)]
+    for name in others:
+        model.add_adapter(name, peer.config(0.0, ["proj"]))
+    cast(Any, model.base_model).set_adapter(
+        ["default", *others]
+    )  # what is not active is not trained, and `start` passes over it
     start(model)
     return model.eval()
 
