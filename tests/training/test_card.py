@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -44,5 +45,6 @@ def test_the_cards_lines_reload_the_adapter(trained_run: Path) -> None:
     restored = restore(trained_run)
     with torch.no_grad():
         logits = restored.with_adapter()(**restored.tokenizer("a text", return_tensors="pt")).logits
-    assert torch.equal(names["logits"], logits)
-    assert names["prediction"] == restored.task.predictions(logits.numpy())["prediction"][0]
+    # The card's lines keep gradients, and without them a few tokens take sums in another order.
+    torch.testing.assert_close(names["logits"], logits, rtol=1e-5, atol=1e-6)
+    assert names["prediction"] == pytest.approx(restored.task.predictions(logits.numpy())["prediction"][0], rel=1e-5)

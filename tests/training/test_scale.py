@@ -71,8 +71,11 @@ def gradients(recipe: Recipe, **checkpointing: Any) -> dict[str, torch.Tensor]:
 def test_checkpointed_activations_give_the_same_gradients(steady: Callable[..., Recipe], reentrant: bool) -> None:
     recipe = steady(adapter={"init_weights": False})  # B is not zero, so A has gradients too
     plain, checkpointed = gradients(recipe), gradients(recipe, use_reentrant=reentrant)
-    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
-    assert all(gradient.abs().max() > 0 for gradient in plain.values())
+    # The reentrant kind makes its first forward without gradients, where a few tokens take sums in another order.
+    tolerance = 1e-5 if reentrant else 0.0
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=tolerance, atol=tolerance * gradient.abs().max())
 
 
 def test_a_run_with_checkpointed_activations(steady: Callable[..., Recipe], steady_run: Path) -> None:
