@@ -75,6 +75,22 @@ def test_many_adapters_of_few_shapes_are_grouped_and_differentiated(leading: tup
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("hooked", [False, True])
+def test_rows_are_added_into_the_bases_output_where_nobody_else_holds_it(hooked: bool) -> None:
+    model = two_adapters(nn.Sequential(nn.Linear(8, 16)), "0")
+    layer = model.base_model.model[0]
+    x, kept = torch.randn(len(NAMES), 8), []
+    if hooked:
+        layer.base_layer.register_forward_hook(lambda _module, _args, output: kept.append(output))
+    expected = by_adapter(model, lambda: model(x))
+    before = layer.base_layer(x)
+    kept.clear()
+    torch.testing.assert_close(model(x, adapter_names=NAMES), expected)
+    assert all(torch.equal(output, before) for output in kept)
+    assert len(kept) == hooked
+
+
+@torch.no_grad()
 def test_base_alone_is_the_base(tiny_llama: Any) -> None:
     model = two_adapters(tiny_llama, "q_proj")
     with model.disable_adapter():

@@ -8,6 +8,7 @@ from torch import nn
 
 from .config import MeloraConfig
 from .errors import MeloraError
+from .fusion import is_fresh
 from .merging import MergingLayer
 
 
@@ -80,14 +81,16 @@ class AdaptedLayer(nn.Module, MergingLayer):
         for i, name in enumerate(adapter_names):
             if name in self.scaling:
                 rows_of.setdefault(name, []).append(i)
-        return self.add_mixed(result, x, rows_of)
+        in_place = not torch.is_grad_enabled() and is_fresh(self.base_layer, result)
+        return self.add_mixed(result, x, rows_of, in_place)
 
-    def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
-        """The base's output plus that of each adapter, on the rows of x that it is given."""
+    def add_mixed(
+        self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]], in_place: bool
+    ) -> torch.Tensor:
+        """The base's output plus that of each adapter, on the rows of x that it is given; in `result` if `in_place`."""
         for name, indices in rows_of.items():
             rows = torch.tensor(indices, device=x.device)
-            output = self.adapter_output(name, x.index_select(0, rows))
-            result = result.index_add(0, rows, output.to(result.dtype))
+            result = add_rows(result, rows, self.adapter_output(name, x.index_select(0, rows)), in_place)
         return result
 
     def autocast_dtype(self, x: torch.Tensor) -> torch.dtype:
@@ -103,3 +106,9 @@ class AdaptedLayer(nn.Module, MergingLayer):
 
     def __repr__(self) -> str:
         return "melora." + super().__repr__()
+
+
+def add_rows(result: torch.Tensor, rows: torch.Tensor, output: torch.Tensor, in_place: bool) -> torch.Tensor:
+    """`result` with `output` added to some of its rows."""
+    output = output.to(result.dtype)
+    return result.index_add_(0, rows, output) if in_place else result.index_add(0, rows, output)

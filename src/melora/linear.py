@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .adapted import AdaptedLayer
+from .adapted import AdaptedLayer, add_rows
 from .factors import wide
 from .fusion import dense_weight, is_fresh, may_add
 from .ops import add_block_lora, block_lora, routed_block_lora
@@ -57,20 +57,25 @@ class Linear(AdaptedLayer):
         kwargs = self._mixing(name, dtype)
         return add_block_lora(result, x.to(dtype), A, B, scaling, dropout=dropout, in_place=in_place, **kwargs)
 
-    def add_mixed(self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]]) -> torch.Tensor:
+    def add_mixed(
+        self, result: torch.Tensor, x: torch.Tensor, rows_of: dict[str, list[int]], in_place: bool
+    ) -> torch.Tensor:
         """All adapters of one shape in one grouped product; dropout, which has no use here, in the loop."""
         dtype = self.autocast_dtype(x)
-        groups: dict[tuple[Any, ...], list[tuple[str, torch.Tensor, torch.Tensor]]] = {}
-        drops = {name for name, module in self.melora_dropout._modules.items() if _rate(module) > 0.0}
-        for name in rows_of:
+        groups: dict[tuple[Any, ...], tuple[list[str], list[torch.Tensor], list[torch.Tensor]]] = {}
+        dropouts = cast(nn.ModuleDict, self._modules["melora_dropout"])._modules
+        for name in rows_of:  # hundreds of times in a call: what is looked up here shows in its time
             plain = self.permute[name] == "none"
             A, B = self.factors(name) if plain else self._lora_of(name)
-            key = (*A.shape, A.dtype, B.dtype, self.mixing[name] if plain else "none", name in drops)
-            groups.setdefault(key, []).append((name, A, B))
-        for (*_, mixing, dropped), group in groups.items():
-            names, all_A, all_B = zip(*group, strict=True)
+            key = A.shape, A.dtype, B.dtype, self.mixing[name] if plain else "none", _rate(dropouts[name]) > 0.0
+            if (group := groups.get(key)) is None:
+                group = groups[key] = [], [], []
+            group[0].append(name)
+            group[1].append(A)
+            group[2].append(B)
+        for (*_, mixing, dropped), (names, all_A, all_B) in groups.items():
             if len(names) == 1 or dropped:
-                result = super().add_mixed(result, x, {name: rows_of[name] for name in names})
+                result = super().add_mixed(result, x, {name: rows_of[name] for name in names}, in_place)
                 continue
             # Stacked anew in each call: a batch has no more adapters than rows, and a cache of stacks could not see
             # all ways to change a factor (a write through .data leaves no trace).
@@ -79,7 +84,7 @@ class Linear(AdaptedLayer):
             core = torch.stack([self._mixing(name, dtype)["core"] for name in names]) if mixing == "learned" else None
             owned = [rows_of[name] for name in names]
             rows, output = routed_block_lora(x, owned, *factors, dtype=dtype, core=core, shuffle=mixing == "shuffle")
-            result = result.index_add(0, rows, output.to(result.dtype))
+            result = add_rows(result, rows, output, in_place)
         return result
 
     def adapter_output(self, name: str, x: torch.Tensor) -> torch.Tensor:
