@@ -55,7 +55,8 @@ class AdaptedLayer(nn.Module, MergingLayer):
         elif adapter_names is not None:
             return self.mixed_forward(x, adapter_names, *args, **kwargs)
         else:
-            active = [name for name in self.active_adapters if name in self.scaling]
+            chosen = self._active_adapter  # as its property has it, whose calls show in the time of a decoded token
+            active = [name for name in ([chosen] if isinstance(chosen, str) else chosen) if name in self.scaling]
         return self.adapted_forward(active, x, *args, **kwargs)
 
     def adapted_forward(self, active: list[str], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,8 +96,10 @@ class AdaptedLayer(nn.Module, MergingLayer):
 
     def autocast_dtype(self, x: torch.Tensor) -> torch.dtype:
         """The dtype that PyTorch's own products would have here: autocast's where that is on, else x's."""
-        if x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
-            return torch.get_autocast_dtype(x.device.type)
+        if torch._C._is_any_autocast_enabled():  # to ask for x's device first takes several times as long
+            device = x.device.type
+            if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
+                return torch.get_autocast_dtype(device)
         return x.dtype
 
     def dropped(self, name: str, x: torch.Tensor) -> torch.Tensor:
