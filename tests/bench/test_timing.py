@@ -29,11 +29,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_contestants_take_turns_in_rotated_order(clock: Clock) -> None:
+def test_contestants_take_turns_and_none_always_follows_the_same_other(clock: Clock) -> None:
     steps = [clock.step(name, [0.01]) for name in "abc"]
-    timing.interleave(steps, repetitions=3)
+    timing.interleave(steps, repetitions=20)
     warm_up = 3 * timing.WARM_UP + 1  # and one turn that finds out how long a call takes
-    assert "".join(clock.calls[warm_up:]) == "abc" + "bca" + "cab"
+    rounds = ["".join(clock.calls[start : start + 3]) for start in range(warm_up, warm_up + 60, 3)]
+    assert all(sorted(one) == list("abc") for one in rounds)
+    assert set(rounds) == {"abc", "acb", "bac", "bca", "cab", "cba"}
+
+
+def test_the_order_is_the_same_in_every_run(clock: Clock) -> None:
+    steps = [clock.step(name, [0.01]) for name in "abc"]
+    timing.interleave(steps, repetitions=9)
+    first, clock.calls = clock.calls, []
+    timing.interleave(steps, repetitions=9)
+    assert clock.calls == first
 
 
 def test_short_steps_are_called_several_times_a_turn(clock: Clock) -> None:

@@ -1,6 +1,7 @@
 """Interleaved timing: contestants take turns, so that whatever else the machine does hits all of them alike."""
 
 import math
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ class Timing:
 
 
 def interleave(steps: Sequence[Callable[[], object]], repetitions: int) -> tuple[list[Timing], int]:
-    """Time every step `repetitions` times in turns, the order rotated by one each time.
+    """Time every step `repetitions` times in turns, in another order each time, the same ones in every run.
+
+    Were the order fixed or rotated, a step would nearly always follow the same other one, whose code and data it then
+    finds in the caches or does not: PEFT's LoRA of another rank, say, or the base.
 
     Args:
         steps: what to time; the first is what the others are compared with.
@@ -44,9 +48,11 @@ def interleave(steps: Sequence[Callable[[], object]], repetitions: int) -> tuple
             step()
     calls = max(1, math.ceil(SHORTEST_TURN / timed(steps[0], 1)))
     seconds: list[list[float]] = [[] for _ in steps]
-    for repetition in range(repetitions):
-        for turn in range(len(steps)):
-            which = (repetition + turn) % len(steps)
+    order = list(range(len(steps)))
+    shuffle = random.Random(0).shuffle
+    for _ in range(repetitions):
+        shuffle(order)
+        for which in order:
             seconds[which].append(timed(steps[which], calls))
     return [_summary(own, seconds[0]) for own in seconds], calls
 
