@@ -39,8 +39,13 @@ def test_the_study_can_be_run(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     study = load_study(file, [f"output={tmp_path / 'study'}"])
     for cell in cells(study):
         recipe = cell.job({RATE: 1e-3}, 0).recipe
-        if importlib.util.find_spec(recipe.model.name_or_path) is None:
-            pytest.skip(f"the package {recipe.model.name_or_path} is not installed")
+        if not _model_is_at_hand(recipe.model.name_or_path):
+            pytest.skip(f"the model {recipe.model.name_or_path} is not at hand")
         if not is_at_hand(recipe.data):
             pytest.skip(f"{recipe.data.path or recipe.data.train} is not at hand")
     check_study(study, cells(study))
+
+
+def _model_is_at_hand(name: str) -> bool:
+    """A folder, or a package."""
+    return Path(name).is_dir() or (name.isidentifier() and importlib.util.find_spec(name) is not None)
