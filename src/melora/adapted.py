@@ -96,7 +96,7 @@ class AdaptedLayer(nn.Module, MergingLayer):
 
     def autocast_dtype(self, x: torch.Tensor) -> torch.dtype:
         """The dtype that PyTorch's own products would have here: autocast's where that is on, else x's."""
-        if torch._C._is_any_autocast_enabled():  # to ask for x's device first takes several times as long
+        if torch._C._is_any_autocast_enabled():  # asked first, since x's device costs more to find out
             device = x.device.type
             if x.dtype != torch.float64 and torch.is_autocast_enabled(device):
                 return torch.get_autocast_dtype(device)

@@ -48,7 +48,8 @@ def block_lora(
         return y
     if dropout == 0.0:
         tokens = x.numel() // x.shape[-1]
-        # 16-bit products of strided rows, which several tokens are, have no fast kernel on the CPU.
+        # So few that no blocks would be merged. 16-bit products of strided rows, which several tokens are, have no fast
+        # kernel on the CPU.
         if tokens == 1 or (1 < tokens < FEWEST_ROWS and x.element_size() > 2):
             return products.few_tokens(x, weight, bias, A, B, scaling, core, shuffle)
     return products.forward(None, x, weight, bias, A, B, scaling, dropout, core, shuffle)[0]

@@ -64,12 +64,12 @@ def few_tokens(
     There each call of PyTorch counts, and this makes fewer than `forward`.
     """
     n = A.shape[0]
-    u = torch.bmm(A, _columns(x, n))
+    u = torch.bmm(A, _columns(x.contiguous(), n))
     if core is not None or shuffle:
         u = mix(u.transpose(1, 2), core, shuffle).transpose(1, 2)
     y = x.new_zeros((*x.shape[:-1], n * B.shape[1])) if weight is None else F.linear(x, weight, bias)
     columns = _columns(y, n)
-    if B.shape[2] == 1:  # an outer product: elementwise, in a third to a half of the time
+    if B.shape[2] == 1:  # an outer product, elementwise
         columns.addcmul_(B, u, value=scaling)
     else:
         columns.baddbmm_(B, u, alpha=scaling)
@@ -77,9 +77,13 @@ def few_tokens(
 
 
 def _columns(rows: torch.Tensor, n: int) -> torch.Tensor:
-    """(..., d) -> (n, d / n, tokens), for contiguous rows a view; one token needs no exchange of dimensions."""
+    """(..., d) -> (n, d / n, tokens), a view to write through; one token needs no exchange of dimensions.
+
+    Raises:
+        RuntimeError: the rows are not contiguous.
+    """
     tokens = rows.numel() // rows.shape[-1]
-    return rows.reshape(n, -1, 1) if tokens == 1 else rows.reshape(tokens, n, -1).permute(1, 2, 0)
+    return rows.view(n, -1, 1) if tokens == 1 else rows.view(tokens, n, -1).permute(1, 2, 0)
 
 
 def backward(

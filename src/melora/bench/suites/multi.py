@@ -58,9 +58,8 @@ def _with_adapters(model: PeftModel, peer: Peer, count: int) -> nn.Module:
     others = [str(number) for number in range(1, count)]
     for name in others:
         model.add_adapter(name, peer.config(0.0, ["proj"]))
-    cast(Any, model.base_model).set_adapter(
-        ["default", *others]
-    )  # what is not active is not trained, and `start` passes over it
+    # What is not active is not trained, and `start` passes over it.
+    cast(Any, model.base_model).set_adapter(["default", *others])
     start(model)
     return model.eval()
 
