@@ -60,7 +60,7 @@ def about(**changes: object) -> About:
         search="The rate with the best validation score at seed 0 was taken, then run with every seed.",
         study="methods: [head, lora]\ntasks: [glue/rte]\n",
     )
-    return replace(plan, **changes)  # type: ignore[arg-type]
+    return replace(plan, **changes)  # type: ignore[arg-type]  # mypy would have one type for all fields
 
 
 def record(method: str, task: str, rate: float, seed: int) -> Record:
