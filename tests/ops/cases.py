@@ -93,6 +93,8 @@ def check_equal(t: Tensors, grad: torch.Tensor, **kwargs: Any) -> None:
 def check_precision(low: Tensors, **kwargs: Any) -> None:
     """Error to the fp32 (for fp32: fp64) oracle at most twice that of the plain loop in this dtype, plus 1e-6.
 
+    Of the output, every gradient, and the output without gradients.
+
     The error is the root mean square over a tensor and over eight draws of such tensors: the largest of a few elements
     is luck, and differs between processors by more than a factor of two.
     """
@@ -106,7 +108,10 @@ def check_precision(low: Tensors, **kwargs: Any) -> None:
         oracle = output_and_gradients(block_lora_reference, high, grad.to(exact), **kwargs)
         plain = output_and_gradients(block_lora_reference, low, grad, **kwargs)
         got = output_and_gradients(block_lora, low, grad, **kwargs)
-        for index, (want, allowed, value) in enumerate(zip(oracle, plain, got, strict=True)):
+        with torch.no_grad():  # which takes other ways for a few tokens
+            alone = call(block_lora, low, **kwargs)
+        every = zip([*oracle, oracle[0]], [*plain, plain[0]], [*got, alone], strict=True)
+        for index, (want, allowed, value) in enumerate(every):
             assert value.dtype == dtype
             own, loop = ((found.to(exact) - want).square().mean().item() for found in (value, allowed))
             squares.setdefault(index, []).append((own, loop))
