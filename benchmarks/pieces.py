@@ -4,14 +4,16 @@
     python benchmarks/pieces.py dropout --output benchmarks/results/DATE-pieces-dropout.csv
     python benchmarks/pieces.py passes --output benchmarks/results/DATE-pieces-passes.csv
     python benchmarks/pieces.py cold --output benchmarks/results/DATE-pieces-cold.csv
+    python benchmarks/pieces.py draw --output benchmarks/results/DATE-pieces-draw.csv
     python benchmarks/pieces.py step
 
 products: a block-diagonal factor by its blocks and with blocks merged; dropout: the masked products by chunk size; both
 the median of 25 calls in ms, on warm data. passes: the time that the memory alone asks of an adapter, beside the frozen
 layer's step, in turns: MELoRA without dropout reads x and g twice each, and reads and writes y and grad_x, as much as
-four passes that read and write one of them. cold: two ways into the ranks, on rows that are not in the caches. step:
-where a training step of SmolLM2 with all linear layers spends its time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How
-saving or loading spends it (FOLDER is an empty folder):
+four passes that read and write one of them. cold: two ways into the ranks, on rows that are not in the caches. draw:
+which elements dropout keeps, the bytes to remember it by, and the time to read them back. step: where a training step
+of SmolLM2 with all linear layers spends its time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How saving or loading
+spends it (FOLDER is an empty folder):
 
     echo go | python -m cProfile -s cumtime -m melora.bench.disk_worker load FOLDER melora 64 4096 8 16 2
 """
@@ -48,7 +50,7 @@ CHUNKS = (2**17, 2**18, 2**19)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=("products", "dropout", "passes", "cold", "step"))
+    parser.add_argument("piece", choices=("products", "dropout", "passes", "cold", "draw", "step"))
     parser.add_argument("--output", type=Path, help="the CSV file to write (all but step)")
     args = parser.parse_args()
     if args.piece == "step":
@@ -58,7 +60,7 @@ def main() -> None:
         parser.error(f"{args.piece}: --output FILE.csv is missing")
     torch.manual_seed(0)
     where = {"machine": describe_machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    pieces = {"products": _products, "dropout": _dropout, "passes": _passes, "cold": _cold}
+    pieces = {"products": _products, "dropout": _dropout, "passes": _passes, "cold": _cold, "draw": _draw}
     rows = [{**where, **row} for row in pieces[args.piece]()]
     with args.output.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -132,6 +134,22 @@ def _cold() -> Iterator[dict[str, Any]]:
             "tokens_as_columns": _ms(_each(slices, lambda x, blocks=blocks: torch.bmm(blocks, x.transpose(1, 2)))),
             "in_place": _ms(_each(many, lambda x: x.add_(1e-3))),
         }  # fmt: skip
+
+
+def _draw() -> Iterator[dict[str, Any]]:
+    d, p = WIDTHS[0], 0.05
+    x = torch.randn(TOKENS, d)
+    kept = torch.empty(TOKENS, d, dtype=torch.bool)
+    ways: dict[str, Callable[[], torch.Tensor]] = {
+        "native_dropout": lambda: torch.native_dropout(x, p, train=True)[1],
+        "bernoulli_": lambda: kept.bernoulli_(1 - p),
+        "bits": lambda: keep_bits.draw(x.numel(), p, x.device),
+    }
+    for name, draw in ways.items():
+        mask = draw()
+        read = _ms(lambda mask=mask: [*keep_bits.masks(x, mask)]) if name == "bits" else ""
+        size = mask.numel() * mask.element_size()
+        yield {"d": d, "tokens": TOKENS, "p": p, "way": name, "draw": _ms(draw), "bytes": size, "read": read}
 
 
 def _each(tensors: list[torch.Tensor], call: Callable[[torch.Tensor], object]) -> Callable[[], object]:
