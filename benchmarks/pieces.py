@@ -15,7 +15,7 @@ which elements dropout keeps, the bytes to remember it by, and the time to read 
 of SmolLM2 with all linear layers spends its time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How saving or loading
 spends it (FOLDER is an empty folder):
 
-    echo go | python -m cProfile -s cumtime -m melora.bench.disk_worker load FOLDER melora 64 4096 8 16 2
+    echo go | python -m cProfile -o FILE -m melora.bench.disk_worker load FOLDER melora 64 4096 8 16 2
 """
 
 import argparse
