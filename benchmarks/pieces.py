@@ -5,13 +5,16 @@
     python benchmarks/pieces.py passes --output benchmarks/results/DATE-pieces-passes.csv
     python benchmarks/pieces.py cold --output benchmarks/results/DATE-pieces-cold.csv
     python benchmarks/pieces.py draw --output benchmarks/results/DATE-pieces-draw.csv
+    python benchmarks/pieces.py encoder --output benchmarks/results/DATE-pieces-encoder.csv
     python benchmarks/pieces.py step
 
 products: a block-diagonal factor by its blocks and with blocks merged; dropout: the masked products by chunk size; both
 the median of 25 calls in ms, on warm data. passes: the time that the memory alone asks of an adapter, beside the frozen
 layer's step, in turns: MELoRA without dropout reads x and g twice each, and reads and writes y and grad_x, as much as
 four passes that read and write one of them. cold: two ways into the ranks, on rows that are not in the caches. draw:
-which elements dropout keeps, the bytes to remember it by, and the time to read them back. step: where a training step
+which elements dropout keeps, the bytes to remember it by, and the time to read them back. encoder: a training step of
+16 rows of a model of MiniLM-L6's shape, MELoRA 8x1 on query and value, one thread: its own dropout of 0.1 by PyTorch
+and by melora.training.fast_dropout, over the step without dropout, in turns. step: where a training step
 of SmolLM2 with all linear layers spends its time, MELoRA 8x1 and LoRA r=8, by torch.profiler. How saving or loading
 spends it (FOLDER is an empty folder):
 
@@ -24,12 +27,18 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from torch.profiler import profile
+from transformers import AutoModelForSequenceClassification, BertConfig
 
+from melora import MeloraConfig
 from melora.bench.models import MODELS
 from melora.bench.peers import Peer
 from melora.bench.row import Facts
@@ -39,6 +48,7 @@ from melora.ops import keep_bits, products
 from melora.ops.block_diagonal import BlockDiagonal, choose_groups
 from melora.ops.plain import minis
 from melora.training.environment import describe_machine
+from melora.training.fast_dropout import fast_dropout
 
 TOKENS = 2048
 DTYPES = (torch.float32, torch.bfloat16)
@@ -50,7 +60,7 @@ CHUNKS = (2**17, 2**18, 2**19)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=("products", "dropout", "passes", "cold", "draw", "step"))
+    parser.add_argument("piece", choices=("products", "dropout", "passes", "cold", "draw", "encoder", "step"))
     parser.add_argument("--output", type=Path, help="the CSV file to write (all but step)")
     args = parser.parse_args()
     if args.piece == "step":
@@ -59,8 +69,17 @@ def main() -> None:
     if args.output is None:
         parser.error(f"{args.piece}: --output FILE.csv is missing")
     torch.manual_seed(0)
+    if args.piece == "encoder":
+        torch.set_num_threads(1)
     where = {"machine": describe_machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    pieces = {"products": _products, "dropout": _dropout, "passes": _passes, "cold": _cold, "draw": _draw}
+    pieces = {
+        "products": _products,
+        "dropout": _dropout,
+        "passes": _passes,
+        "cold": _cold,
+        "draw": _draw,
+        "encoder": _encoder,
+    }
     rows = [{**where, **row} for row in pieces[args.piece]()]
     with args.output.open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -150,6 +169,31 @@ def _draw() -> Iterator[dict[str, Any]]:
         read = _ms(lambda mask=mask: [*keep_bits.masks(x, mask)]) if name == "bits" else ""
         size = mask.numel() * mask.element_size()
         yield {"d": d, "tokens": TOKENS, "p": p, "way": name, "draw": _ms(draw), "bytes": size, "read": read}
+
+
+def _encoder() -> Iterator[dict[str, Any]]:
+    config = BertConfig(
+        hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536, num_labels=2
+    )
+    base = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+    model = get_peft_model(base, MeloraConfig(n=8, r=1, target_modules=["query", "value"]))
+    for dtype, tokens in itertools.product(DTYPES, (25, 85)):
+        ids = torch.randint(config.vocab_size, (16, tokens))
+        bf16 = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+        def step(train: bool, mask: Callable[[], Any], ids: Any = ids, autocast: Any = bf16) -> None:
+            model.train(train)
+            with mask():
+                with autocast:
+                    loss = model(input_ids=ids, labels=torch.zeros(16, dtype=torch.long)).loss
+                loss.backward()
+            model.zero_grad()
+
+        ways = {"none": (False, nullcontext), "PyTorch": (True, nullcontext), "fast_dropout": (True, fast_dropout)}
+        timings, _ = interleave([partial(step, *way) for way in ways.values()], 20)
+        for name, timing in zip(ways, timings, strict=True):
+            told = {key: round(value, 4) for key, value in asdict(timing).items()}
+            yield {"dtype": str(dtype).removeprefix("torch."), "tokens": tokens, "dropout": name, **told}
 
 
 def _each(tensors: list[torch.Tensor], call: Callable[[torch.Tensor], object]) -> Callable[[], object]:

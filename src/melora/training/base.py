@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 
 from ..errors import MeloraError
 from .gguf import DAMAGED, load_gguf
-from .no_dropout import disable_dropout
 from .quantized import prepare_quantized, quantization_config, quantized_names
 from .recipe import ModelSpec
 from .schema import one_line
@@ -104,8 +103,6 @@ def load_base(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: bool
         raise MeloraError(f"model {source.name}: its config has no pad_token_id, which batches of texts need; set one")
     if quantization is not None and not on_meta:
         prepare_quantized(model)
-    if spec.disable_dropout:
-        disable_dropout(model)
     return Base(source, model, new_modules(report["missing_keys"]))
 
 
@@ -122,8 +119,6 @@ def _load_gguf(source: ModelSource, spec: ModelSpec, task: Task, *, on_meta: boo
         model = load_gguf(task.auto_class, source.path, dtype, options, on_meta=on_meta)
     except (OSError, ValueError, RuntimeError, ImportError, *DAMAGED) as error:
         raise MeloraError(f"model {source.name}: can't be loaded from GGUF: {one_line(error)[:300]}") from None
-    if spec.disable_dropout:
-        disable_dropout(model)
     return Base(source, model, [])
 
 

@@ -27,7 +27,6 @@ class ModelSpec:
         dtype: the base weights' type while training; of a quantised model, the type of its products.
         quantization: 4bit (NF4, as in QLoRA) or 8bit to quantise the base weights as they load; needs bitsandbytes.
         attn_implementation: how attention is computed, as in from_pretrained; transformers chooses if null.
-        disable_dropout: train without the base model's own dropout; the adapter keeps its own.
         revision: branch, tag or commit, for a hub id only.
         trust_remote_code: run code that comes with the model; only for repositories that you trust.
     """
@@ -36,7 +35,6 @@ class ModelSpec:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     quantization: Literal["4bit", "8bit"] | None = None
     attn_implementation: Attention | None = None
-    disable_dropout: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
 

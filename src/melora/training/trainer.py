@@ -1,10 +1,13 @@
 """Building a trainer for a task."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
+from .fast_dropout import fast_dropout
 from .guarded import Guarded
 from .optimizer import PartRates
 from .tasks import Task
@@ -13,6 +16,13 @@ from .tracked import Tracked
 
 class AdapterTrainer(Tracked, PartRates, Guarded, Trainer):
     """The trainer of tasks that transformers' Trainer serves as it is, and in front of other trainers a mixin."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the Trainer's. The backward pass is within, since activation checkpointing drops once more there."""
+        own = self.args.device.type == "cpu" and not self.args.torch_compile  # a compiled model draws in its kernels
+        with fast_dropout() if own else nullcontext():
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
 
 
 def build_trainer(task: Task, tokenizer: Any, **kwargs: Any) -> AdapterTrainer:
