@@ -62,5 +62,6 @@ def test_not_found_lists_what_was_tried(packages: Path, name: str, tried: list[s
     with pytest.raises(MeloraError) as caught:
         find_model(ModelSpec(name))
     assert str(caught.value).startswith(f"model.name_or_path: no model {name!r} found; tried ")
+    assert "; give a folder with a config.json" in str(caught.value)
     for place in tried:
         assert place in str(caught.value)

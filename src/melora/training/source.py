@@ -74,7 +74,10 @@ def find_model(spec: ModelSpec) -> ModelSource:
         if problem is None:
             return ModelSource(name, "hub", name, options)
         tried.append(f"the Hugging Face hub ({problem})")
-    raise MeloraError(f"model.name_or_path: no model {name!r} found; tried {', '.join(tried)}")
+    raise MeloraError(
+        f"model.name_or_path: no model {name!r} found; tried {', '.join(tried)}; give a folder with a config.json or a "
+        ".gguf file, an installed package that carries a model, or a hub id"
+    )
 
 
 def _local(name: str, kind: Literal["folder", "package"], place: Path, options: dict[str, Any]) -> ModelSource:
