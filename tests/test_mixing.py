@@ -177,15 +177,29 @@ def test_mixed_batches(name: str, mixed: dict[str, Any]) -> None:
         torch.testing.assert_close(y[row], expected[row], **NEAR)
 
 
-@pytest.mark.parametrize("name", [name for name in EVERY if "experts" not in name])  # PEFT: one adapter on parameters
-def test_two_active_adapters_of_different_mixing(name: str) -> None:
-    case = EVERY[name]
-    model, x = case.model(**SETTINGS["learned"]), case.inputs()
-    model.add_adapter("second", MeloraConfig(init_weights=False, **SETTINGS["shuffle"], **case.targets))
+@pytest.mark.parametrize("first", [*SETTINGS, "none"])
+@pytest.mark.parametrize("second", [*SETTINGS, "none"])
+def test_two_active_adapters_of_different_mixing(case: Case, first: str, second: str) -> None:
+    settings = {**SETTINGS, "none": {"n": 4, "r": 2}}
+    model, base, x = case.model(**settings[first]), case.base(), case.inputs()
+    model.add_adapter("second", MeloraConfig(init_weights=False, **settings[second], **case.targets))
+    assert not any(p.requires_grad for key, p in model.named_parameters() if "second" in key)
+    expected = []
+    for name, mixing in (("default", first), ("second", second)):
+        model.set_adapter(name)
+        for layer in layers(model).values():
+            assert (layer.core(name) is not None) == (mixing == "learned")
+        expected.append(model(x))
+    assert not torch.allclose(*expected)
     model.base_model.set_adapter(["default", "second"])
     y = model(x)
     model.merge_adapter()
     torch.testing.assert_close(model(x), y, **NEAR)
+    model.unmerge_adapter()
+    model.set_adapter("default")
+    model.delete_adapter("second")
+    torch.testing.assert_close(model(x), expected[0], **NEAR)
+    assert not torch.allclose(y, base(x))
 
 
 @pytest.mark.parametrize(("k", "r"), [(2, 4), (4, 8), (4, 4)])

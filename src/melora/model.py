@@ -66,6 +66,16 @@ class MeloraModel(BaseTuner):
         forget_gradients(model)
         close_fast_path(model)
 
+    def _inject_parameters(
+        self, peft_config: MeloraConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """BaseTuner's, which adds adapters while it walks through the modules: none may get a new child meanwhile."""
+        if peft_config.mixing == "learned":
+            for module in list(model.modules()):
+                if isinstance(module, ParamWrapper):
+                    module.make_room("melora_C")
+        return super()._inject_parameters(peft_config, model, adapter_name, low_cpu_mem_usage)
+
     def _prepare_adapter_config(self, peft_config: MeloraConfig, model_config: dict[str, Any]) -> MeloraConfig:
         """LoRA's default targets for the architecture, unless target_parameters alone say what to adapt."""
         unknown = self.target_module_mapping.get(model_config.get("model_type")) is None  # diffusers' have no type

@@ -82,8 +82,8 @@ class ParamWrapper(AdaptedLayer):
         """PEFT's, by the parameter: the module that holds it need not have a `weight`."""
         weight = self.get_base_weight()
         for name in self.adapter_layer_names:
-            factor = getattr(self, name)[adapter_name]
-            if factor.weight.device.type != "meta":
+            factor = getattr(self, name)._modules.get(adapter_name)  # None where only other adapters have such a part
+            if factor is not None and factor.weight.device.type != "meta":
                 factor.to(device or weight.device, weight.dtype)
 
     def set_base_weight(self, weight_data: torch.Tensor) -> None:

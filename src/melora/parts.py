@@ -25,10 +25,14 @@ class PartsLayer:
     _ordered: set[str]
 
     def _add_part(self, name: str, adapter_name: str, module: nn.Module) -> None:
+        self.make_room(name)
+        getattr(self, name)[adapter_name] = module
+
+    def make_room(self, name: str) -> None:
+        """Have the ModuleDict of a part, so that adding one to it leaves the layer's own children as they are."""
         if not hasattr(self, name):  # a name of this layer only, so that no other layer holds an empty one
             setattr(self, name, nn.ModuleDict())
             self.adapter_layer_names = (*self.adapter_layer_names, name)
-        getattr(self, name)[adapter_name] = module
 
     def core_shape(self, n: int, r: int) -> tuple[int, ...]:
         """The shape of C."""
