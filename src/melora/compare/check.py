@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import MeloraError
+from ..training.adalora import check_run
 from ..training.adapter import adapter_config, attach
 from ..training.allocating import check_choice
 from ..training.arguments import check_training, training_arguments
@@ -13,6 +14,7 @@ from ..training.base import load_base
 from ..training.data import read_validation
 from ..training.memory import disk_needed, free_disk
 from ..training.optimizer import check_rates
+from ..training.plan import count_steps
 from ..training.prepare import Prepared, prepare
 from ..training.source import find_model
 from .jobs import Cell, Job, cells, check_distinct
@@ -86,4 +88,6 @@ def _fits(job: Job, prepared: Prepared) -> int:
     own = dataclasses.replace(prepared, model=attach(base.model, config, on_meta=True))
     check_rates(job.recipe, own.model)
     with tempfile.TemporaryDirectory() as nowhere:
-        return disk_needed(own, training_arguments(job.recipe, prepared.task, Path(nowhere)))
+        args = training_arguments(job.recipe, prepared.task, Path(nowhere))
+        check_run(own.model, count_steps(args, len(prepared.train)))
+        return disk_needed(own, args)

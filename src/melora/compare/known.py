@@ -12,6 +12,8 @@ from .jobs import Job
 from .record import Point, Record
 from .state import TEST, State, curve_lines, failure_of, state_of
 
+_OF_RANK_R = ("MELORA", "LORA", "GRALORA")
+
 
 @dataclass(frozen=True)
 class Known:
@@ -123,14 +125,17 @@ def _score(values: Mapping[str, Any], primary: str) -> float | None:
 
 
 def _ranks(job: Job) -> tuple[int | None, int | None, int | None]:
-    """n, r and the equivalent rank of all adapted modules; None where they have none or differ."""
+    """n, r and the equivalent rank of all adapted modules; None where they have none or differ.
+
+    What other methods call r is no rank of their update: LoKr's is a product of ranks, VeRA's random factors have it.
+    """
     config = read_json(job.folder / "adapter" / "adapter_config.json")
     r = config.get("r") or None
     patterns = any(config.get(key) for key in ("rank_pattern", "n_pattern"))
     if r is None or patterns or not isinstance(r, int):
         return None, None, None
     n = config.get("n") if config.get("peft_type") == "MELORA" else None
-    return n, r, (n or 1) * r
+    return n, r, (n or 1) * r if config.get("peft_type") in _OF_RANK_R else None
 
 
 def _points(job: Job, primary: str) -> list[Point]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, PeftConfig, PeftModel, PromptLearningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 import melora  # noqa: F401 - registers MELORA
@@ -14,6 +14,7 @@ import melora  # noqa: F401 - registers MELORA
 from ..config import AUTO, MeloraConfig
 from ..errors import MeloraError
 from . import plain_methods  # noqa: F401 - registers HEAD, BIAS and FULL
+from .adalora import LATER
 from .plain_configs import shown_targets
 from .schema import convert, nearest, one_line
 
@@ -43,7 +44,14 @@ def adapter_config(adapter: Mapping[str, Any], task_type: str, modules_to_save: 
         if key in fields:
             raise MeloraError(f"adapter.{key}: is set from the task and the model; remove it from the recipe")
     cls = methods[method]
+    if issubclass(cls, PromptLearningConfig):
+        raise MeloraError(
+            f"adapter.method: {method} trains a prompt and no weights of a layer, which is not supported here; take a "
+            "method such as melora, lora or ia3"
+        )
     typed = convert(cls, fields, "adapter")
+    if cls is AdaLoraConfig and typed.get("total_step") is None:
+        typed["total_step"] = LATER  # the run's length sets it
     _check_numbers(typed)
     extra = list(modules_to_save)
     if extra:

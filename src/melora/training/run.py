@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainingArguments
 
+from .adalora import check_run
 from .allocating import allocation_file, allocation_for
 from .allocation_plot import plot_allocation
 from .arguments import training_arguments
@@ -32,7 +33,7 @@ from .folder import (
 )
 from .losses import LossTrend, lower_rate
 from .measured import StepClock, forget_peak, peak_memory
-from .plan import count_parameters, plan_modules
+from .plan import count_parameters, count_steps, plan_modules
 from .prepare import Prepared, adapt, load
 from .progress import MetricsFile, ProgressDisplay
 from .ranks import gather, in_turns, is_main, join, main_only, together
@@ -88,6 +89,7 @@ def train(
     prepared = in_turns(lambda: adapt(loaded, allocation))
     with together():
         args = training_arguments(recipe, prepared.task, folder.partial / CHECKPOINTS)
+        check_run(prepared.model, count_steps(args, len(prepared.train)))
         if on_ready is not None:
             on_ready(prepared, args)
     main_only(folder.create)
@@ -146,6 +148,7 @@ def _train_in(
     )
     trainer.idle_modules = tuple(prepared.recipe.idle_modules)
     trainer.take_rates(prepared.recipe)
+    trainer.take_schedule(count_steps(args, len(prepared.train)))
     try:
         with StopRequest() as trainer.stop:
             output = trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)

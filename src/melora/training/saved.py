@@ -12,6 +12,7 @@ from ..adapter_files import WEIGHTS_FILE
 from ..errors import MeloraError
 from ..loading import load_adapter
 from ..untrusted import check_auto_mapping
+from .adalora import keep_chosen_ranks, ready_to_score
 from .folder import read_json, write_json
 from .recipe import Recipe
 from .schema import one_line
@@ -20,6 +21,20 @@ from .tasks import Task, task_class
 
 TASK = "melora_task.json"
 ADAPTER_CONFIG = "adapter_config.json"
+_VARIANTS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+    "velora_config",
+)
 
 
 def save_adapter(
@@ -35,6 +50,7 @@ def save_adapter(
 
     `state` is the model's `whole_state`; None where nothing is sharded.
     """
+    keep_chosen_ranks(model)
     model.save_pretrained(str(folder), state_dict=state)
     tokenizer.save_pretrained(str(folder))
     config = read_json(folder / ADAPTER_CONFIG)
@@ -47,13 +63,13 @@ def save_adapter(
 def load_saved(base_model: Any, folder: Path) -> PeftModel:
     """The base model with the adapter that a run saved, whatever its method.
 
-    MELoRA's and LoRA's are checked tensor by tensor before the model is touched; others as they are loaded.
+    MELoRA's and plain LoRA's are checked tensor by tensor before the model is touched; others as they are loaded.
 
     Raises:
         MeloraError: the folder is damaged, or its adapter is not for this base model.
     """
     config = read_json(folder / ADAPTER_CONFIG)
-    if config.get("peft_type") in ("MELORA", "LORA"):
+    if config.get("peft_type") == "MELORA" or (config.get("peft_type") == "LORA" and _is_plain(config)):
         return load_adapter(base_model, folder)
     check_auto_mapping(config.get("auto_mapping"), f"{folder}: ")
     if not (folder / WEIGHTS_FILE).is_file():
@@ -61,9 +77,16 @@ def load_saved(base_model: Any, folder: Path) -> PeftModel:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys")
-            return PeftModel.from_pretrained(base_model, str(folder))
+            if config.get("peft_type") == "ADALORA":  # its ranks are by weight, where PEFT looks for modules at first
+                warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+            return ready_to_score(PeftModel.from_pretrained(base_model, str(folder)))
     except (KeyError, RuntimeError, UserWarning, ValueError, SafetensorError) as error:
         raise MeloraError(f"{folder}: can't be loaded into {type(base_model).__name__}: {one_line(error)}") from None
+
+
+def _is_plain(lora: dict[str, Any]) -> bool:
+    """Whether a LoRA's config asks for none of the variants that have other tensors, or tensors of other shapes."""
+    return not any(lora.get(key) for key in _VARIANTS)
 
 
 def load_task(folder: Path) -> Task:

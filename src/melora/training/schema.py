@@ -106,7 +106,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             raise TypeError("a quoted number is a string")
     except (jsonargparse.ArgumentError, TypeError, ValueError):
         raise MeloraError(f"{where}: must be of type {_type_name(hint)}, got {value!r}") from None
-    return typed
+    # Of keys within keys, such as PEFT's use_bdlora, it makes an object of its own; PEFT builds its config from a dict.
+    return value if isinstance(typed, jsonargparse.Namespace) else typed
 
 
 def _type_name(hint: Any) -> str:

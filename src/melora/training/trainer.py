@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction, PrinterCallback, Trainer
 
+from .adalora import Allocating
 from .fast_dropout import fast_dropout
 from .guarded import Guarded
 from .optimizer import PartRates
@@ -14,7 +15,7 @@ from .tasks import Task
 from .tracked import Tracked
 
 
-class AdapterTrainer(Tracked, PartRates, Guarded, Trainer):
+class AdapterTrainer(Tracked, Allocating, PartRates, Guarded, Trainer):
     """The trainer of tasks that transformers' Trainer serves as it is, and in front of other trainers a mixin."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
