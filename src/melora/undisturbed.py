@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from .no_dropout import no_dropout
+
 
 @contextmanager
 def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
@@ -13,8 +15,9 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
 
     Inside, gradients are on, every parameter is frozen (so that no `.grad` is touched), random numbers start from
     `seed`, and the model is in eval mode but for modules with activation checkpointing, which is off in eval mode, and
-    for quantised layers, which bitsandbytes (0.50) repacks on CPUs in eval mode. Taken back at the end: requires_grad,
-    train and eval mode, buffers, the state of torch's random numbers, and that of PyTorch's fused attention path.
+    for quantised layers, which bitsandbytes (0.50) repacks on CPUs in eval mode; what these would drop is not dropped
+    either (no_dropout.py). Taken back at the end: requires_grad, train and eval mode, buffers, the state of torch's
+    random numbers, and that of PyTorch's fused attention path.
     """
     with ExitStack() as stack:
         stack.enter_context(_random_numbers(model, seed))
@@ -30,6 +33,7 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
         # In eval mode nn.TransformerEncoderLayer reads its submodules' weights and calls none of them.
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(no_dropout(model))
         for module in model.modules():
             module.training = _stays_in_training(module)
         yield
