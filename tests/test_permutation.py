@@ -1,5 +1,7 @@
 """Minis on permuted channels (permute="strided", "correlation") through all that a linear layer's adapter does."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
+from peft.utils import set_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -155,14 +158,81 @@ def test_mixed_batches_and_several_adapters(permute: str, mixed: dict[str, Any])
     torch.testing.assert_close(model(x), y, **NEAR)
 
 
+def compiled(model: Any) -> Any:
+    torch.compiler.reset()
+    return torch.compile(model, backend="eager", fullgraph=True)
+
+
 def test_compiled_and_in_16_bits(permute: str, mixed: dict[str, Any]) -> None:
     model, x = ordered(LINEAR.model(permute=permute, **mixed)), LINEAR.inputs()
+    y = compiled(model)(x)  # before any eager call, which could leave behind what compiled code can't find out
     expected = model(x)
-    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
+    torch.testing.assert_close(y, expected)
     low = model.to(torch.bfloat16)
     torch.testing.assert_close(low(x.bfloat16()).double(), expected, rtol=0.1, atol=0.1)
     low.merge_adapter()
     torch.testing.assert_close(low(x.bfloat16()).double(), expected, rtol=0.1, atol=0.1)
+
+
+def loaded_by_hand(folder: Path) -> Any:
+    fresh = LINEAR.model(permute="correlation", n=4)
+    set_peft_model_state_dict(fresh, load_file(folder / "adapter_model.safetensors"))
+    return fresh
+
+
+def hotswapped(folder: Path, old: Any) -> Any:
+    hotswap_adapter(old, str(folder), adapter_name="default")
+    return old
+
+
+WAYS: dict[str, Callable[[Any, Path], Any]] = {
+    "set": lambda model, folder: model,
+    "copied": lambda model, folder: copy.deepcopy(model),
+    "pickled": lambda model, folder: pickle.loads(pickle.dumps(model)),
+    "load_adapter": lambda model, folder: load_adapter(LINEAR.base(), folder),
+    "from_pretrained": lambda model, folder: PeftModel.from_pretrained(LINEAR.base(), str(folder)),
+    "from the meta device": lambda model, folder: PeftModel.from_pretrained(
+        LINEAR.base(), str(folder), low_cpu_mem_usage=True
+    ),
+    "set_peft_model_state_dict": lambda model, folder: loaded_by_hand(folder),
+    "hotswapped for none": lambda model, folder: hotswapped(folder, LINEAR.model(permute="correlation", n=4)),
+    "hotswapped": lambda model, folder: hotswapped(folder, ordered(LINEAR.model(permute="correlation", n=4), 9)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_an_order_is_known_before_the_first_call(way: str, dynamic: bool, tmp_path: Path) -> None:
+    """A compiled forward pass can't ask a tensor whether it holds an order."""
+    model, x = ordered(LINEAR.model(permute="correlation", n=4)), LINEAR.inputs()
+    model.save_pretrained(tmp_path)
+    got = WAYS[way](model, tmp_path).eval()
+    torch.compiler.reset()
+    y = torch.compile(got, backend="eager", fullgraph=True, dynamic=dynamic)(x)
+    torch.testing.assert_close(y, model(x), **NEAR)
+    assert got.base_model.model.layer.is_ordered("default")
+
+
+def test_load_state_dict_says_whether_there_is_an_order() -> None:
+    model, fresh = ordered(LINEAR.model(permute="correlation", n=4)), LINEAR.model(permute="correlation", n=4)
+    none, x = {k: v.clone() for k, v in fresh.state_dict().items()}, LINEAR.inputs()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(compiled(fresh)(x), model(x), **NEAR)
+    fresh.load_state_dict(none)
+    assert not fresh.base_model.model.layer.is_ordered("default")
+    with pytest.raises(MeloraError, match="needs an order"):
+        fresh(x)
+    fresh.load_state_dict(model.state_dict(), assign=True)
+    torch.testing.assert_close(fresh(x), model(x), **NEAR)
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_no_order_in_compiled_code_is_told(fullgraph: bool) -> None:
+    torch.compiler.reset()
+    model = torch.compile(LINEAR.model(permute="correlation", n=4), backend="eager", fullgraph=fullgraph)
+    error = Exception if fullgraph else MeloraError  # without a way out of the graph, PyTorch's own error around it
+    with pytest.raises(error, match=r"adapter 'default': permute='correlation' needs an order .* melora.calibrate"):
+        model(LINEAR.inputs())
 
 
 def test_weighted_adapters() -> None:

@@ -42,7 +42,7 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
         self.use_rslora: dict[str, bool] = {}
-        self.mixing, self.permute, self._ordered = {}, {}, set()
+        self.mixing, self.permute = {}, {}
         self.melora_dropout = nn.ModuleDict()
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
@@ -122,7 +122,6 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
         if config.mixing == "learned":
             self._add_part("melora_C", adapter_name, Core(*self.core_shape(n, r)))
         if config.permute == "correlation":
-            self._ordered.discard(adapter_name)  # an earlier adapter of this name had an order of its own
             self._add_part("melora_P", adapter_name, Permutation(self.in_features, self.out_features))
         if has_start(config.init_weights):
             self.reset_parameters(adapter_name, True)

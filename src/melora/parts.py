@@ -22,7 +22,6 @@ class PartsLayer:
     out_features: int
     mixing: dict[str, str]
     permute: dict[str, str]
-    _ordered: set[str]
 
     def _add_part(self, name: str, adapter_name: str, module: nn.Module) -> None:
         self.make_room(name)
@@ -53,20 +52,16 @@ class PartsLayer:
         """
         if self.permute[adapter] != "correlation":
             return None
-        order = self._permutation(adapter).weight
-        if adapter not in self._ordered:
-            if not self.is_ordered(adapter):
-                raise MeloraError(
-                    f"adapter {adapter!r}: permute='correlation' needs an order of the channels before it is used: "
-                    "melora.calibrate(model, batches), which `melora train` does by itself"
-                )
-            check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
-            self._ordered.add(adapter)  # asked once: on a GPU the answer waits for all that runs
-        return order
+        permutation = self._permutation(adapter)
+        if not permutation.is_known:
+            problem = permutation.problem()
+            if problem is not None:
+                raise MeloraError(f"adapter {adapter!r}: {problem}")
+        return permutation.weight
 
     def is_ordered(self, adapter: str) -> bool:
         """Whether an adapter with permute="correlation" is calibrated."""
-        return not bool((self._permutation(adapter).weight < 0).any())
+        return self._permutation(adapter).is_calibrated()
 
     def set_order(self, adapter: str, order: torch.Tensor) -> None:
         """Give an adapter with permute="correlation" its order, as Permutation.weight has it.
@@ -75,7 +70,7 @@ class PartsLayer:
             MeloraError: it does not name every channel once.
         """
         check_orders(f"adapter {adapter!r}", order, self.in_features, self.out_features)
-        self._permutation(adapter).weight.copy_(order)
+        self._permutation(adapter).set(order)
 
     def _permutation(self, adapter: str) -> Permutation:
         parts = cast(nn.ModuleDict, cast(nn.Module, self)._modules["melora_P"])
