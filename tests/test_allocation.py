@@ -11,7 +11,16 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from melora import Allocation, MeloraConfig, MeloraError, MeloraLayer, allocate, inspect_adapter, load_adapter
+from melora import (
+    Allocation,
+    MeloraConfig,
+    MeloraError,
+    MeloraLayer,
+    allocate,
+    inspect_adapter,
+    load_adapter,
+    preprocess_lora_ga,
+)
 from melora.analysis import effective_rank
 from melora.gradients import weight_gradients
 from melora.targets import module_settings
@@ -125,6 +134,70 @@ def test_mixing_counts_its_core_and_shuffle_its_divisors() -> None:
     get_peft_model(model, config)
 
 
+def test_a_budget_with_n_given_keeps_to_the_minis_blocks() -> None:
+    """32 x 32 in 8 blocks of 4 x 4: whatever is spent beyond rank 4 is of no use, and a start could not take it."""
+    for init, most in ((True, 4), ("pissa", 4), ("lora_ga", 2)):
+        model, batches, loss = given(a=32, b=32)
+        wish = MeloraConfig(n=8, target_modules=["a", "b"], init_weights=init)
+        config, report = allocate(model, wish, batches, loss=loss, budget=64 * 30)
+        assert [m.r for m in report.modules] == [most, most]
+        if init == "lora_ga":
+            dense = {f"layers.{name}": torch.randn(32, 32) for name in "ab"}
+            preprocess_lora_ga(model, config, gradients=dense)
+        assert get_peft_model(model, config).get_nb_trainable_parameters()[0] == report.parameters
+    model, batches, loss = given(a=32, b=4)
+    wish = MeloraConfig(n=8, r=100, target_modules=["a", "b"], n_pattern={"b": 16})  # its r stands for nothing
+    _, report = allocate(model, wish, batches, loss=loss, budget=64 * 30)
+    assert [m.r for m in report.modules] == [4, 2]
+
+
+def test_a_budget_for_a_start_by_the_gradient_leaves_it_room() -> None:
+    model, batches, loss = given(a=32, b=1)
+    wish = auto(target_modules=["a", "b"], init_weights="lora_ga")
+    config, report = allocate(model, wish, batches, loss=loss)
+    assert [(m.n, m.r) for m in report.modules] == [(16, 1), (1, 1)]
+    config, report = allocate(model, wish, batches, loss=loss, budget=64 * 40)
+    assert [(m.n, m.r) for m in report.modules] == [(1, 16), (1, 16)]
+    preprocess_lora_ga(model, config, gradients={f"layers.{name}": torch.randn(32, 32) for name in "ab"})
+    get_peft_model(model, config)
+
+
+def test_a_budget_with_shuffle_goes_in_steps_of_n() -> None:
+    model, batches, loss = given(a=16, b=8, c=32)
+    wish = MeloraConfig(n=4, target_modules=["a", "b", "c"], mixing="shuffle", n_pattern={"c": 8})
+    config, report = allocate(model, wish, batches, loss=loss, budget=64 * 44)
+    assert {m.name[-1]: (m.n, m.r) for m in report.modules} == {"a": (4, 12), "b": (4, 8), "c": (8, 24)}
+    assert get_peft_model(model, config).get_nb_trainable_parameters()[0] == report.parameters == 64 * 44
+    one = MeloraConfig(n=4, target_modules=["a"], mixing="shuffle")
+    _, report = allocate(given(a=32)[0], one, batches, loss=loss, budget=64 * 100)
+    assert [m.r for m in report.modules] == [32]  # each of 16 blocks of 8 x 8 has 8 ranks
+    with pytest.raises(
+        MeloraError, match=r"budget=255 is below 256, what the smallest r \(n, as mixing='shuffle' asks\) takes in"
+    ):
+        allocate(given(a=32)[0], one, batches, loss=loss, budget=255)
+
+
+def test_shuffle_is_no_lora_in_silence() -> None:
+    model, batches, loss = given(a=32, c=32)
+    wish = auto(target_modules=["a", "c"], mixing="shuffle", rank_pattern={"c": 4})
+    with pytest.warns(UserWarning, match=r"n=1, plain LoRA, in 1 of 2 modules \(layers.a\): r=1 and both sizes have"):
+        _, report = allocate(model, wish, batches, loss=loss)
+    assert [m.n for m in report.modules] == [1, 4]
+    wish = auto(target_modules=["a", "c"], mixing="shuffle")
+    with pytest.warns(UserWarning, match="in 1 of 2 modules .* give more budget, or n a number, which r then goes in"):
+        _, report = allocate(model, wish, batches, loss=loss, budget=64 * 3)
+    assert [(m.n, m.r) for m in report.modules] == [(2, 2), (1, 1)]
+    model, batches, loss = given(a=1)
+    allocate(model, auto(target_modules=["a"], mixing="shuffle", r=2), batches, loss=loss)  # one direction, one mini
+
+
+def test_a_core_grows_no_larger_than_the_factors() -> None:
+    model, batches, loss = given(a=32)
+    config, report = allocate(model, auto(target_modules=["a"], mixing="learned"), batches, loss=loss)
+    assert [(m.n, m.parameters) for m in report.modules] == [(8, 64 + 64)]  # n=32 would take 1,024
+    assert get_peft_model(model, config).get_nb_trainable_parameters()[0] == report.parameters
+
+
 def test_targets_by_default_and_all_linear(tiny_llama: Any) -> None:
     batches = [{"input_ids": ids, "labels": ids} for ids in IDS]
     config, report = allocate(tiny_llama, MeloraConfig(n="auto"), batches)
@@ -199,6 +272,16 @@ def test_a_report_survives_json() -> None:
         (auto(mixing="learned"), 10**6, r"budget: with mixing='learned' a module has r n\^2 parameters more"),
         (auto(rank_pattern={"query": 2}), 10**6, "budget: chooses r for every module, and rank_pattern gives it"),
         (auto(target_modules=["qury"]), None, r"no module matches 'qury' \(closest: query"),
+        (
+            auto(mixing="shuffle"),
+            None,
+            "mixing='shuffle' with n='auto': n divides r, so that with r=1 it is 1 everywhere",
+        ),
+        (
+            auto(mixing="shuffle", r=3),
+            None,
+            "with r=3 it is 1 everywhere, plain LoRA: choose r=2 or 4 or 8, or a multiple",
+        ),
         (auto(r=1000), None, "r=1000 is larger than the weight"),
         (auto(n_pattern={"query|dense": 2}), None, "n_pattern names every target, so there is nothing to choose"),
         (auto(n_pattern={"query": 5}), None, "n=5 does not divide"),

@@ -1,9 +1,10 @@
 """n, and under a budget r, for each module by the effective rank of its weight's gradient, before training.
 
-The rules are in allocation_rule.py, the gradients come from gradients.py.
+The rules are in allocation_rule.py, what can be asked in allocation_request.py, the gradients come from gradients.py.
 """
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -11,17 +12,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import get_pattern_key
 from torch import nn
 
-from .allocation_rule import choose_n, choose_ranks
+from .allocation_request import given_n, modules_to_choose_for, smallest_ranks, weight_sizes
+from .allocation_rule import choose_n, choose_ranks, largest_rank
 from .analysis import effective_rank
-from .config import AUTO, MeloraConfig, positive_int
-from .errors import MeloraError
-from .gradients import check_linear, weight_gradients
-from .layer import MeloraLayer
-from .targets import check_targets, targeted_modules, with_default_targets
+from .config import AUTO, MeloraConfig
+from .gradients import weight_gradients
+from .targets import with_default_targets
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Allocation:
         """`config` with these n and r: the commonest as n and r, the others in patterns, each for one module alone."""
         changes: dict[str, Any] = {}
         if config.n == AUTO:
-            own = {module.name: module.n for module in self.modules if _pinned(config, module.name) is None}
+            own = {module.name: module.n for module in self.modules if given_n(config, module.name) is None}
             n, others = _by_name(own or {module.name: module.n for module in self.modules})
             changes |= {"n": n, "n_pattern": {**config.n_pattern, **others}}
         if self.budget is not None:
@@ -99,9 +97,10 @@ def allocate(
     """Choose n (where config.n is "auto"), and r under a budget, for every target by its gradient; nothing is trained.
 
     One forward and backward pass for each batch (gradients.py), then one singular value decomposition in fp64 for each
-    module. n is `choose_n` of the effective rank and r; r is config.r or its rank_pattern's, or `choose_ranks` of all
-    effective ranks where a budget is given. Modules that n_pattern names keep their n. The same model, batches and seed
-    give the same answer on the same machine.
+    module. n is `choose_n` of the effective rank and r, with mixing="learned" at most sqrt(d_in + d_out), so that C has
+    no more numbers than A and B; r is config.r or its rank_pattern's, or `choose_ranks` of all effective ranks where a
+    budget is given. Modules that n_pattern names keep their n. The same model, batches and seed give the same answer on
+    the same machine.
 
     Args:
         model: the base model, with its weights, in any dtype, 8 or 4 bits included; it comes out as it was.
@@ -116,8 +115,12 @@ def allocate(
         (the config that get_peft_model takes, what was found).
 
     Raises:
-        MeloraError: there is nothing to choose, or a target that is no linear layer, or the budget is below r=1
-            everywhere (the message says how many parameters that takes), or see weight_gradients and check_targets.
+        MeloraError: there is nothing to choose, or a target that is no linear layer, or the budget is below the
+            smallest r everywhere (the message says how many parameters that takes), or see weight_gradients and
+            check_targets.
+
+    Warns:
+        UserWarning: mixing="shuffle" makes modules plain LoRA, whose r has no divisor to choose n from.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     config = with_default_targets(base, config)
@@ -132,86 +135,43 @@ def allocate(
 
     gradients = weight_gradients(base, modules, counted(), loss=loss, device=device, seed=seed)
     measured = {name: _effective_rank(G) for name, G in gradients.items()}
-    sizes = {name: _sizes(module) for name, module in modules.items()}
+    sizes = weight_sizes(modules)
+    fixed = {name: given_n(config, name) for name in modules}
+    options = config.mixing, config.init_weights
     if budget is not None:
-        ranks = choose_ranks(measured, sizes, budget)
+        steps = smallest_ranks(config, modules)
+        most = {name: largest_rank(*sizes[name], fixed[name], *options) for name in modules}
+        ranks = choose_ranks(measured, sizes, budget, most=most, steps=steps)
     found = []
     for name, erank in measured.items():
-        d_in, d_out = sizes[name]
-        fixed = _pinned(config, name)
-        r = ranks[name]
-        n = choose_n(erank, r, d_in, d_out, config.mixing) if fixed is None else fixed
+        (d_in, d_out), r, n = sizes[name], ranks[name], fixed[name]
+        n = choose_n(erank, r, d_in, d_out, *options) if n is None else n
         parameters = r * (d_in + d_out + (n * n if config.mixing == "learned" else 0))
         found.append(ModuleAllocation(name, d_in, d_out, erank, n, r, parameters))
+    if config.mixing == "shuffle":
+        _warn_of_lora([module for module in found if fixed[module.name] is None], budget is not None)
     allocation = Allocation(tuple(found), budget, count)
     return allocation.apply(config), allocation
 
 
-def modules_to_choose_for(
-    model: nn.Module, config: MeloraConfig, budget: int | None
-) -> tuple[dict[str, nn.Module], dict[str, int]]:
-    """(the modules whose n or r is to be chosen, their r as the config has it); all that can be checked is checked.
-
-    Raises:
-        MeloraError: see allocate.
-    """
-    check_request(config, budget)
-    config = with_default_targets(model, config)
-    check_targets(model, replace(config, n=1) if config.n == AUTO else config, sources=False)
-    targets = targeted_modules(model, config)
-    modules = {name: module for name, module in targets.items() if budget is not None or _pinned(config, name) is None}
-    if not modules:
-        raise MeloraError("n='auto': n_pattern names every target, so there is nothing to choose; give n a number")
-    check_linear(model, modules)
-    if budget is not None:
-        smallest = sum(map(sum, (_sizes(module) for module in modules.values())))
-        if budget < smallest:
-            raise MeloraError(
-                f"budget={budget:,} is below {smallest:,}, what r=1 takes in these {len(modules)} modules; raise it, "
-                "or adapt fewer modules"
-            )
-    r_of = {
-        name: config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.r) for name in modules
-    }
-    return modules, r_of
-
-
-def check_request(config: MeloraConfig, budget: int | None) -> None:
-    """Check what can be checked without a model.
-
-    Raises:
-        MeloraError: nothing is to be chosen, or what is to be chosen is given as well.
-    """
-    if budget is None and config.n != AUTO:
-        raise MeloraError(f"n={config.n} is a number, and no budget is given: set n='auto', or a budget to choose r by")
-    if budget is not None:
-        positive_int("budget", budget)
-        if config.rank_pattern:
-            raise MeloraError("budget: chooses r for every module, and rank_pattern gives it; leave one of them out")
-        if config.mixing == "learned":
-            raise MeloraError(
-                "budget: with mixing='learned' a module has r n^2 parameters more, which follow from r and not r from "
-                "them; leave budget out, or use mixing='none'"
-            )
-    if config.target_parameters:
-        raise MeloraError(
-            "target_parameters: gradients are taken of linear layers alone; give n a number and leave budget out"
+def _warn_of_lora(modules: list[ModuleAllocation], with_budget: bool) -> None:
+    """Tell of modules that would have more than one mini, were it not that n divides r."""
+    lone = [m for m in modules if m.n == 1 and choose_n(m.effective_rank, m.r, m.d_in, m.d_out) > 1]
+    if lone:
+        way_out = (
+            "give more budget, or n a number, which r then goes in steps of" if with_budget else "choose a larger r"
+        )
+        warnings.warn(
+            f"mixing='shuffle': n=1, plain LoRA, in {len(lone)} of {len(modules)} modules ({lone[0].name}"
+            f"{', ...' if len(lone) > 1 else ''}): r={lone[0].r} and both sizes have no divisor in common that the "
+            f"gradient allows; {way_out}",
+            stacklevel=3,
         )
 
 
 def _effective_rank(G: torch.Tensor) -> float:
     G = G.cpu() if G.device.type == "mps" else G  # which has no fp64
     return effective_rank(torch.linalg.svdvals(G.double()))
-
-
-def _pinned(config: MeloraConfig, name: str) -> int | None:
-    """The n that the config gives this module; None if it is to be chosen."""
-    n = config.n_pattern.get(get_pattern_key(list(config.n_pattern), name), config.n)
-    return None if n == AUTO else n
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    return MeloraLayer.sizes_of(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module)
 
 
 def _by_name(values: Mapping[str, int]) -> tuple[int, dict[str, int]]:

@@ -45,6 +45,11 @@ def is_pissa(init_weights: str) -> bool:
     return _PISSA.fullmatch(init_weights) is not None
 
 
+def directions(init_weights: Any) -> int:
+    """How many directions of a mini's block each of its ranks takes: 2 with LoRA-GA, whose A0 and B0 share none."""
+    return 2 if init_weights == "lora_ga" else 1
+
+
 def start_factors(
     init_weights: str, matrices: torch.Tensor, r: int, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,8 +117,8 @@ def check_start(module: str, init_weights: Any, rows: int, columns: int, r: int)
     """
     if not has_start(init_weights):
         return
-    needed = 2 * r if init_weights == "lora_ga" else r
-    most = min(rows, columns) // (2 if init_weights == "lora_ga" else 1)
+    needed = directions(init_weights) * r
+    most = min(rows, columns) // directions(init_weights)
     if needed > min(rows, columns):
         way_out = f"choose r up to {most} (rank_pattern for this module alone), a smaller n" if most else "a smaller n"
         raise MeloraError(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft import PeftConfig
 
-from ..allocation import Allocation, allocate, modules_to_choose_for
+from ..allocation import Allocation, allocate
+from ..allocation_request import modules_to_choose_for
 from ..config import AUTO, MeloraConfig
 from ..errors import MeloraError
 from .adapter import adapter_config

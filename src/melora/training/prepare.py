@@ -7,7 +7,8 @@ from typing import Any
 import transformers
 from peft import PeftModel
 
-from ..allocation import Allocation, check_request
+from ..allocation import Allocation
+from ..allocation_request import check_request
 from ..errors import MeloraError
 from .adapter import adapter_config, attach
 from .allocating import check_choice
