@@ -1,5 +1,6 @@
 """Orders of channels from the correlation of activations."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,78 @@ def test_an_adapter_beside_others_and_its_own_way_of_running(make_mlp: Callable[
     expected = model(x)
     assert calibrate(model, [{"rows": x}], "second", forward=lambda batch: model(batch["rows"])) == 1
     torch.testing.assert_close(model(x), expected)
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """All that calibrating might leave changed."""
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    active = {name: (layer.active_adapter, layer.disable_adapters) for name, layer in layers(model).items()}
+    return {"requires_grad": trained, "active": active, "training": [module.training for module in model.modules()]}
+
+
+@pytest.mark.parametrize("trained", ["none", "default", "second", "both"])
+@pytest.mark.parametrize("x", [torch.linspace(-1, 1, 5 * 24).sin().view(5, 24), torch.full((3, 24), float("nan"))])
+def test_what_is_trained_and_active_stays(trained: str, x: torch.Tensor, make_mlp: Callable[..., nn.Module]) -> None:
+    model = model_of(make_mlp)
+    model.add_adapter("second", MeloraConfig(n=2, mixing="learned", target_modules=["first"]))
+    model.base_model.set_adapter(["default", "second"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("melora_" in name and trained != "none" and (trained == "both" or trained in name))
+    layers(model)["base_model.model.first"].enable_adapters(False)
+    before = state(model)
+    if x.isfinite().all():
+        calibrate(model, [{"x": x}])
+    else:
+        with pytest.raises(MeloraError, match="not finite"):
+            calibrate(model, [{"x": x}])
+    assert state(model) == before
+
+
+def test_beside_a_merged_adapter_it_is_refused(make_mlp: Callable[..., nn.Module]) -> None:
+    """Disabling an adapter takes merged ones out of the weight, up to rounding, and quantises it anew if it was."""
+    model = get_peft_model(make_mlp(), MeloraConfig(n=2, init_weights=False, target_modules=["first", "head"]))
+    model.add_adapter("second", MeloraConfig(n=2, permute="correlation", target_modules=["middle", "head"]))
+    for merged in ("first", "head"):
+        layers(model)[f"base_model.model.{merged}"].merge()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(
+            MeloraError, match=rf"model\.{merged}: adapter 'default' is merged .*: call unmerge_adapter\(\) first"
+        ):
+            calibrate(model, [{"x": torch.randn(9, 24)}], "second")
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert layers(model)[f"base_model.model.{merged}"].merged_adapters == ["default"]
+        layers(model)[f"base_model.model.{merged}"].unmerge()
+    assert calibrate(model, [{"x": torch.randn(9, 24)}], "second") == 2
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_passed_over(side: str, tiny_llama: nn.Module) -> None:
+    ids = torch.randint(1, 50, (4, 7), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[:2, slice(4, None) if side == "right" else slice(3)] = 0
+    config = MeloraConfig(n=4, permute="correlation", target_modules=["q_proj", "down_proj"])
+    found = []
+    for padding in (0, 17):
+        model = get_peft_model(copy.deepcopy(tiny_llama), config)
+        calibrate(model, [{"input_ids": ids.where(mask.bool(), padding), "attention_mask": mask}])
+        found.append([layer.order("default") for layer in layers(model).values()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_only_tokens_that_are_not_padding_are_counted(make_mlp: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    x, mask = torch.randn(2, 5, 24), torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]])
+    kept, run = x[mask.bool()], {"forward": lambda batch: model(batch["x"])}
+    found = []
+    for batch in ({"x": x, "attention_mask": mask}, {"x": kept}, {"x": kept, "attention_mask": mask}):
+        model = model_of(make_mlp)
+        calibrate(model, [batch], **run)
+        found.append(layers(model)["base_model.model.first"].order("default"))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])  # a mask of another shape than the values' says nothing of them
+    model = model_of(make_mlp)
+    with pytest.raises(MeloraError, match="first: saw 0 tokens"):
+        calibrate(model, [{"x": x, "attention_mask": 0 * mask}], **run)
 
 
 def test_what_can_t_be_calibrated_is_refused_and_changes_nothing(make_mlp: Callable[..., nn.Module]) -> None:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .errors import MeloraError
@@ -31,6 +32,9 @@ def calibrate(
     takes the channel of the largest sum to its own until it is full. The order is saved with the adapter, so that
     nobody has to find it again.
 
+    Padding is passed over: tokens that a batch's attention_mask (batch, sequence) has 0 for, wherever a layer's values
+    have that shape before their channels.
+
     Args:
         model: a PeftModel, or a model with MELoRA layers in it.
         batches: one or a few, each the keyword arguments of the model's forward.
@@ -41,8 +45,8 @@ def calibrate(
         how many layers got an order.
 
     Raises:
-        MeloraError: no layer has such an adapter, it has an order already, or a layer saw fewer than two tokens or a
-            value that is not finite. Nothing is changed then.
+        MeloraError: no layer has such an adapter, it has an order already, an adapter is merged, or a layer saw fewer
+            than two tokens or a value that is not finite. Nothing is changed then.
     """
     layers = {
         name: module
@@ -56,6 +60,7 @@ def calibrate(
     for name, layer in layers.items():
         if layer.is_ordered(adapter_name):
             raise MeloraError(f"{name}: adapter {adapter_name!r} has its order already: calibrate a fresh adapter")
+    _check_unmerged(model)
     seen = {name: _Seen() for name in layers}
     _observe(model, layers, seen, batches, forward or (lambda batch: model(**batch)))
     orders = {
@@ -67,8 +72,23 @@ def calibrate(
     return len(layers)
 
 
+def _check_unmerged(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and module.merged:
+            raise MeloraError(
+                f"{name}: adapter {module.merged_adapters[0]!r} is merged into the weight, whose own output is what "
+                "calibrate looks at: call unmerge_adapter() first"
+            )
+
+
 class _Seen:
-    """What went into one base layer and came out of it: lists of (tokens, channels), on the CPU in fp32."""
+    """What went into one base layer and came out of it: lists of (tokens, channels), on the CPU in fp32.
+
+    Attributes:
+        mask: the batch's attention_mask, where it has one.
+    """
+
+    mask: torch.Tensor | None = None
 
     def __init__(self) -> None:
         self.sides: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
@@ -77,7 +97,13 @@ class _Seen:
         for kept, value in zip(self.sides, (args[0], output), strict=True):
             missing = TOKENS - sum(len(part) for part in kept)
             if missing > 0:
-                kept.append(value.detach().flatten(0, -2)[:missing].to("cpu", torch.float32))
+                kept.append(self._tokens(value.detach())[:missing].to("cpu", torch.float32))
+
+    def _tokens(self, value: torch.Tensor) -> torch.Tensor:
+        """value (..., channels) as (tokens, channels), without padding."""
+        if self.mask is not None and self.mask.shape == value.shape[:-1]:
+            return value[self.mask.to(value.device) != 0]
+        return value.flatten(0, -2)
 
 
 def _observe(
@@ -91,10 +117,13 @@ def _observe(
     with undisturbed(model, seed=0), torch.no_grad(), ExitStack() as stack:
         for name, layer in layers.items():
             stack.callback(layer.get_base_layer().register_forward_hook(seen[name]).remove)
-            if not layer.disable_adapters:
-                layer.enable_adapters(False)
-                stack.callback(layer.enable_adapters, True)
+            # Not by enable_adapters, which freezes the factors, and afterwards trains those of every active adapter.
+            stack.callback(setattr, layer, "_disable_adapters", layer._disable_adapters)
+            layer._disable_adapters = True
         for batch in batches:
+            mask = batch.get("attention_mask")
+            for one in seen.values():
+                one.mask = mask if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
             forward(batch)
 
 
