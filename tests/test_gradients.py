@@ -209,6 +209,25 @@ def test_a_quantised_base(bits: int) -> None:
     assert not model[1].training
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_checkpoints_of_a_quantised_base_change_nothing(bits: int, use_reentrant: bool, tiny_llama: Any) -> None:
+    names = [name for name in linear_layers(tiny_llama) if "lm_head" not in name]
+    for name in names:
+        dense = tiny_llama.get_submodule(name)
+        sizes = dense.in_features, dense.out_features
+        if bits == 4:
+            layer: nn.Module = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        else:
+            layer = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False)
+        layer.load_state_dict(dense.state_dict())
+        tiny_llama.set_submodule(name, layer.to("cpu"))
+    tiny_llama.train()
+    plain = weight_gradients(tiny_llama, names, LANGUAGE)
+    tiny_llama.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    torch.testing.assert_close(weight_gradients(tiny_llama, names, LANGUAGE), plain, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("config", [MeloraConfig(n=4, r=2, init_weights=False), LoraConfig(init_lora_weights=False)])
 def test_an_adapted_layer_gives_its_base_weights_gradient(config: Any, make_mlp: Callable[..., nn.Module]) -> None:
     names = ["first", "head" if isinstance(config, LoraConfig) else "middle"]
