@@ -10,16 +10,19 @@ from peft import GraloraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from melora import MeloraConfig, MeloraError, load_adapter
 from melora.analysis import inspect_adapter
 from melora.conversion import export_lora
 from melora.layer import MeloraLayer
+from melora.permutation import strided
 
-from .test_layer_types import BY_ROW, CASES, Case, Holder, _x, half, layers
+from .test_layer_types import BY_ROW, CASES, LAYER, Case, Holder, _x, half, layers
 
-LINEAR = Case(lambda: nn.Linear(8, 16), _x(3, 5, 8), lambda n: 2 * (8 + 16), {"target_modules": ["layer"]})
-EVERY = {"linear": LINEAR, **CASES}
+LINEAR = Case(lambda: nn.Linear(8, 16), _x(3, 5, 8), lambda n: 2 * (8 + 16), LAYER)
+CONV1D = Case(lambda: Conv1D(16, 8), _x(3, 5, 8), lambda n: 2 * (8 + 16), {**LAYER, "fan_in_fan_out": True})
+EVERY = {"linear": LINEAR, "Conv1D": CONV1D, **CASES}
 NEAR = {"rtol": 1e-11, "atol": 1e-11}
 SETTINGS = {"learned": {"n": 4, "r": 2, "mixing": "learned"}, "shuffle": {"n": 2, "r": 4, "mixing": "shuffle"}}
 
@@ -36,9 +39,12 @@ def mixed(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def update_by_loops(layer: MeloraLayer) -> torch.Tensor:
     """dW of a linear layer, block by block and rank by rank."""
-    A, B = layer.factors("default")
-    core, (n, r, _) = layer.core("default"), A.shape
-    rows = []
+    return dense_by_loops(*layer.factors("default"), layer.core("default")) * layer.scaling["default"]
+
+
+def dense_by_loops(A: torch.Tensor, B: torch.Tensor, core: torch.Tensor | None) -> torch.Tensor:
+    """dW / s of A (n, r, d_in / n) and B (n, d_out / n, r), with a core or else shuffled."""
+    (n, r, _), rows = A.shape, []
     for i in range(n):
         blocks = []
         for j in range(n):
@@ -52,15 +58,17 @@ def update_by_loops(layer: MeloraLayer) -> torch.Tensor:
                     block += torch.outer(B[i, :, j * q + p], A[j, i * q + p])
             blocks.append(block)
         rows.append(torch.cat(blocks, 1))
-    return torch.cat(rows) * layer.scaling["default"]
+    return torch.cat(rows)
 
 
-def test_a_linear_layer_adds_what_the_loops_do(mixed: dict[str, Any]) -> None:
-    model, x = LINEAR.model(**mixed), LINEAR.inputs()
+@pytest.mark.parametrize("kind", ["linear", "Conv1D"])
+def test_a_linear_layer_adds_what_the_loops_do(kind: str, mixed: dict[str, Any]) -> None:
+    case = EVERY[kind]
+    model, x = case.model(**mixed), case.inputs()
     (layer,) = layers(model).values()
     update = update_by_loops(layer)
-    torch.testing.assert_close(layer.get_delta_weight("default"), update)
-    torch.testing.assert_close(model(x), LINEAR.base()(x) + x @ update.T)
+    torch.testing.assert_close(layer.get_delta_weight("default"), update.T if case is CONV1D else update)
+    torch.testing.assert_close(model(x), case.base()(x) + x @ update.T)
     assert torch.linalg.matrix_rank(update) == 8
 
 
@@ -160,13 +168,13 @@ def test_the_export_is_a_lora_of_the_same_outputs(
     recwarn.clear()  # PEFT's remarks on LoRA for these layers
 
 
-@pytest.mark.parametrize("name", ["linear", *BY_ROW])
+@pytest.mark.parametrize("name", ["linear", "Conv1D", *BY_ROW])
 def test_mixed_batches(name: str, mixed: dict[str, Any]) -> None:
     case = EVERY[name]
     model, x = case.model(**mixed), case.inputs()
     model.add_adapter("second", model.peft_config["default"])
     model.add_adapter("plain", MeloraConfig(n=4, r=2, init_weights=False, target_modules=["layer"]))
-    names = ["second", "__base__", "default"] if name != "linear" else ["second", "plain", "default"]
+    names = ["second", "__base__" if name in BY_ROW else "plain", "default"]
     y = model(x, adapter_names=names)
     for row, adapter in enumerate(names):
         if adapter == "__base__":
@@ -252,7 +260,6 @@ def combined(mixed: dict[str, Any], kind: str) -> tuple[torch.Tensor, torch.Tens
 def test_weighted_adapters() -> None:
     y, expected = combined(SETTINGS["learned"], "cat")
     torch.testing.assert_close(y, expected, **NEAR)
-    assert combined(SETTINGS["shuffle"], "linear")[0].abs().max() > 0.1
     with pytest.raises(MeloraError, match=r"cat does not take .*mixing='shuffle': choose dare_linear, .*melora export"):
         combined(SETTINGS["shuffle"], "cat")
     with pytest.raises(MeloraError, match=r"svd does not take .*mixing='learned': choose cat"):
@@ -265,6 +272,27 @@ def test_weighted_adapters() -> None:
     model.add_weighted_adapter(["default"], [1.0], "copy")
     model.set_adapter("copy")
     torch.testing.assert_close(model(LINEAR.inputs()), y, **NEAR)
+
+
+@pytest.mark.parametrize("permute", ["none", "strided"])
+def test_linear_mixes_the_factors_of_shuffled_adapters(permute: str) -> None:
+    """Each factor gets the root of weight and scaling, B without the sign: PEFT's rule for LoRA."""
+    model, x = LINEAR.model(**SETTINGS["shuffle"], permute=permute), LINEAR.inputs()
+    model.add_adapter("second", MeloraConfig(**SETTINGS["shuffle"], permute=permute, init_weights=False, **LAYER))
+    (layer,) = layers(model).values()
+    assert layer.scaling["default"] != layer.scaling["second"]
+    mixed_A, mixed_B = 0.0, 0.0
+    for name, weight in (("default", 0.5), ("second", -2.0)):
+        A, B = layer.factors(name)
+        root = abs(weight * layer.scaling[name]) ** 0.5
+        mixed_A, mixed_B = mixed_A + (-root if weight < 0 else root) * A, mixed_B + root * B
+    model.add_weighted_adapter(["default", "second"], [0.5, -2.0], "both", "linear")
+    model.set_adapter("both")
+    dense = dense_by_loops(mixed_A, mixed_B, None)  # type: ignore[arg-type]
+    if permute == "strided":
+        dense, places = torch.empty_like(dense), dense
+        dense[strided(16, 2)[:, None], strided(8, 2)] = places
+    torch.testing.assert_close(model(x), LINEAR.base()(x) + x @ dense.T, **NEAR)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -15,18 +15,14 @@ from peft.utils import set_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from melora import MeloraConfig, MeloraError, MeloraLayer, inspect_adapter, load_adapter
 from melora.conversion import export_lora
 from melora.permutation import placed, strided
 
-from .test_layer_types import CASES, Case, _x, layers
-from .test_mixing import NEAR, SETTINGS, update_by_loops
+from .test_layer_types import CASES, Case, layers
+from .test_mixing import CONV1D, LINEAR, NEAR, SETTINGS, update_by_loops
 
-TARGETS: dict[str, Any] = {"target_modules": ["layer"]}
-LINEAR = Case(lambda: nn.Linear(8, 16), _x(3, 5, 8), lambda n: 2 * (8 + 16), TARGETS)
-CONV1D = Case(lambda: Conv1D(16, 8), _x(3, 5, 8), lambda n: 2 * (8 + 16), {**TARGETS, "fan_in_fan_out": True})
 MIXINGS = {"none": {"n": 4, "r": 2}, **SETTINGS}
 
 

@@ -21,7 +21,7 @@ from peft import PeftModel, get_peft_model
 from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
 from torch import nn
 
-from melora import MeloraConfig, MeloraError, load_adapter, preprocess_lora_ga
+from melora import MeloraConfig, MeloraError, calibrate, load_adapter, preprocess_lora_ga
 from melora.drift import merge_drift
 
 
@@ -183,6 +183,45 @@ def test_ranks_mixed_across_blocks(merging: Backend, mixing: str) -> None:
         with pytest.warns(UserWarning, match="differ from the exact sum"):
             model.merge_adapter()
         assert (layer.get_base_weight() - exact).abs().max() < merging.bound * exact.abs().max()
+
+
+@pytest.mark.parametrize("mixing", ["none", "shuffle"])
+@pytest.mark.parametrize("permute", ["strided", "correlation"])
+def test_minis_on_permuted_channels(merging: Backend, permute: str, mixing: str, tmp_path: Path) -> None:
+    """The order is found without a change to the base; forward, files and merge are those of the permuted update."""
+    dtype = merging.dtypes[0]
+    model, x = adapt(merging.make(dtype), r=4, permute=permute, mixing=mixing).train(), x_of(dtype)
+    layer = model.base_model.model.layer
+    with torch.no_grad():
+        base = layer.get_base_weight().clone()
+        columns = [torch.arange(size).view(-1, 4).T.flatten() for size in (64, 128)]
+        if permute == "correlation":
+            assert calibrate(model, [{"x": x}]) == 1
+            assert torch.equal(layer.get_base_weight(), base)
+            columns = list(layer.order("default").long().split([64, 128]))
+        plain = adapt(merging.make(dtype), r=4, mixing=mixing).base_model.model.layer  # of the same factors
+        update = torch.zeros(128, 64)
+        update[columns[1][:, None], columns[0]] = plain.get_delta_weight("default").float()
+        expected = merging.make(dtype).train()(x).float() + x.float() @ update.T
+        torch.testing.assert_close(model(x).float(), expected, rtol=0.02, atol=1e-5)
+        model.save_pretrained(tmp_path)
+        torch.testing.assert_close(load_adapter(Model(merging.make(dtype)), tmp_path).train()(x), model(x))
+        exact = base.float() + update
+        with pytest.warns(UserWarning, match="differ from the exact sum"):
+            model.merge_adapter()
+        assert (layer.get_base_weight() - exact).abs().max() < merging.bound * exact.abs().max()
+
+
+def test_calibrating_beside_a_merged_adapter_leaves_the_quantised_weight(merging: Backend) -> None:
+    model = adapt(merging.make(merging.dtypes[0])).train()
+    model.add_adapter("second", MeloraConfig(n=4, permute="correlation", target_modules=["layer"]))
+    layer = model.base_model.model.layer
+    with pytest.warns(UserWarning, match="differ from the exact sum"):
+        model.merge_adapter(["default"])
+    before = layer.get_base_weight().clone()
+    with pytest.raises(MeloraError, match="layer: adapter 'default' is merged"):
+        calibrate(model, [{"x": x_of(merging.dtypes[0])}], "second")
+    assert torch.equal(layer.get_base_weight(), before)
 
 
 def test_backward_trains_the_adapter_and_reaches_the_input(backend: Backend) -> None:
