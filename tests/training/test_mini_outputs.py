@@ -2,14 +2,17 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from melora import MeloraConfig, MeloraError
+from melora import MeloraConfig, MeloraError, calibrate, preprocess_lora_ga
+from melora.diversity import linear_cka, mean_over_pairs
+from melora.linear import Linear
 from melora.training.data import read_validation
 from melora.training.evaluate import restore
 from melora.training.mini_outputs import DRAWS, likeness, measure_run
@@ -59,6 +62,102 @@ def test_minis_that_do_the_same_are_told_from_chance(make_mlp: Callable[..., nn.
     assert found is not None
     assert found.trained == pytest.approx(1.0)
     assert found.random < 0.8
+
+
+X = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+X = X @ torch.randn(8, 24, generator=torch.Generator().manual_seed(1))  # channels that go together, neighbours or not
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "strided": {"permute": "strided"},
+    "correlation": {"permute": "correlation"},
+    "learned": {"mixing": "learned"},
+    "shuffle": {"mixing": "shuffle", "r": 8, "n": 4},
+    "learned and strided": {"mixing": "learned", "permute": "strided"},
+    "pissa": {"init_weights": "pissa"},
+    "olora": {"init_weights": "olora"},
+    "lora_ga": {"init_weights": "lora_ga"},
+}
+
+
+def trained(option: str, make_mlp: Callable[..., nn.Module]) -> tuple[PeftModel, Linear]:
+    """24 -> 48 channels, with all that is trained moved at random."""
+    config = MeloraConfig(**{"r": 2, "n": 4, "target_modules": ["first"], **OPTIONS[option]})
+    base = make_mlp()
+    if option == "lora_ga":
+        preprocess_lora_ga(base, config, gradients={"first": torch.randn(48, 24)})
+    model = get_peft_model(base, config).eval()
+    if option == "correlation":
+        calibrate(model, [{"x": X}])
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    layer = model.base_model.model.first
+    assert isinstance(layer, Linear)
+    return model, layer
+
+
+def channels(layer: Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    """The minis' input and output channels, (n, d_in / n) and (n, d_out / n), from what docs/layers.md says."""
+    n = layer.n["default"]
+    if layer.permute["default"] == "strided":
+        return tuple(torch.stack([torch.arange(i, size, n) for i in range(n)]) for size in (24, 48))
+    order = torch.cat([torch.arange(24), torch.arange(48)])
+    if layer.permute["default"] == "correlation":
+        order = layer.melora_P["default"].weight.long()
+    return order[:24].view(n, -1), order[24:].view(n, -1)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_output_is_the_minis_own_block_of_the_update_on_its_own_channels(
+    option: str, make_mlp: Callable[..., nn.Module]
+) -> None:
+    torch.manual_seed(0)
+    model, layer = trained(option, make_mlp)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = likeness(model, {"first": X})["first"]
+    assert found is not None
+    delta = layer.get_delta_weight("default").detach().double()
+    reads, writes = channels(layer)
+    blocks = [delta[writes[i]][:, reads[i]] for i in range(len(reads))]
+    if option in ("none", "strided", "correlation"):
+        A, B = layer.melora_A["default"].weight.detach(), layer.melora_B["default"].weight.detach()
+        scaled = [layer.scaling["default"] * B[i] @ A[i] for i in range(len(reads))]
+        torch.testing.assert_close(torch.stack(blocks).float(), torch.stack(scaled))
+    outputs = torch.stack([X.double()[:, reads[i]] @ blocks[i].T for i in range(len(reads))], 1)
+    assert found.trained == pytest.approx(mean_over_pairs(linear_cka(outputs)), rel=1e-4)
+    # Minis of the same spectra and column spaces that read at random.
+    draws = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(1000 + seed)
+        rotations = [torch.linalg.qr(torch.randn(6, 6, generator=generator)).Q.double() for _ in reads]
+        turned = [X.double()[:, reads[i]] @ (blocks[i] @ rotations[i]).T for i in range(len(reads))]
+        draws.append(mean_over_pairs(linear_cka(torch.stack(turned, 1))) or 0.0)
+    assert found.random == pytest.approx(np.mean(draws), abs=0.1)
+    assert abs(found.random - found.trained) > 1e-3
+    assert 0 < found.random_deviation < 0.3
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert likeness(model, {"first": X})["first"] == found
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_has_not_moved_has_no_outputs(start: str, make_mlp: Callable[..., nn.Module]) -> None:
+    config = MeloraConfig(n=4, r=2, target_modules=["first"], init_weights=start)
+    assert likeness(get_peft_model(make_mlp(), config).eval(), {"first": X}) == {"first": None}
+
+
+def test_a_start_wider_than_its_block(make_mlp: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    config = MeloraConfig(n=4, r=5, target_modules=["first"], init_weights="pissa")  # 2 r directions of 6 channels
+    model = get_peft_model(make_mlp(), config).eval()
+    with torch.no_grad():
+        model.base_model.model.first.melora_A["default"].weight.add_(torch.randn(4, 5, 6))
+    found = likeness(model, {"first": X})["first"]
+    assert found is not None
+    assert 0 < found.random < 1
+    assert found.random_deviation > 0
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def _show_diversity(report: AdapterReport, outputs: "OutputReport | None", conso
 def _show_outputs(outputs: "OutputReport", console: Console) -> None:
     found = [likeness for likeness in outputs.layers.values() if likeness is not None]
     if not found:
-        console.print("likeness of outputs: nothing to compare (n = 1, B = 0, or no linear layers)")
+        console.print("likeness of outputs: nothing to compare (n = 1, dW is 0, or no linear layers)")
         return
     trained = sum(likeness.trained for likeness in found) / len(found)
     random = sum(likeness.random for likeness in found) / len(found)

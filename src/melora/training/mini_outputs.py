@@ -13,6 +13,7 @@ from peft import PeftModel
 from ..diversity import linear_cka, mean_over_pairs
 from ..errors import MeloraError
 from ..linear import Linear
+from ..own_blocks import own_factors, own_inputs
 from .data import at_most, read_split, read_validation
 from .evaluate import restore
 from .folder import open_run
@@ -28,12 +29,16 @@ _ROWS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class OutputLikeness:
-    """Of one layer: linear CKA between the outputs B_i A_i x_i of its minis, over tokens.
+    """Of one layer: linear CKA between what its minis do by themselves, over tokens.
+
+    That is B_i A_i x_i, or with mixing or a start what stands for B_i A_i (own_blocks.py), x_i the channels that the
+    mini reads.
 
     Attributes:
         trained: the mean over pairs of minis.
         random: the same with an untrained A (uniform, as it starts) and the trained B, the mean of DRAWS draws: what
-            the likeness of the input's slices, the sizes and the number of tokens give by themselves.
+            the likeness of the input's slices, the sizes and the number of tokens give by themselves. With a start,
+            which is no random A, the minis' updates keep their column spaces and singular values, and read at random.
         random_deviation: the standard deviation of the draws.
         tokens: how many tokens.
     """
@@ -51,7 +56,7 @@ class OutputReport:
     Attributes:
         data: where the rows are from.
         rows: how many.
-        layers: by module; None where there is nothing to compare: one mini, a B of zero, or no linear layer (a
+        layers: by module; None where there is nothing to compare: one mini, an update of zero, or no linear layer (a
             convolution's minis answer at places, those of nn.MultiheadAttention and of parameters never answer by
             themselves, and an embedding's A starts at zero).
     """
@@ -122,24 +127,18 @@ def likeness(
 
 @torch.no_grad()
 def _of_layer(layer: Linear, adapter: str, x: torch.Tensor, seed: int) -> OutputLikeness | None:
-    n = layer.n[adapter]
+    A, B = own_factors(layer, adapter)
+    slices = own_inputs(layer, adapter, x).transpose(0, 1).to(A.dtype)
 
-    def mean_cka() -> float | None:
-        return mean_over_pairs(linear_cka(layer.adapter_output(adapter, x).unflatten(-1, (n, -1))))
+    def mean_cka(A: torch.Tensor) -> float | None:
+        return mean_over_pairs(linear_cka((slices @ A.mT @ B.mT).transpose(0, 1)))
 
-    trained = mean_cka()
+    trained = mean_cka(A)
     if trained is None:
         return None
-    A = layer.factors(adapter)[0].data
-    kept, generator = A.clone(), torch.Generator().manual_seed(seed)
-    draws = []
-    try:
-        for _ in range(DRAWS):
-            # CKA knows no scale, so the width of the distribution does not matter.
-            A.copy_(2 * torch.rand(A.shape, generator=generator) - 1)
-            draws.append(mean_cka() or 0.0)
-    finally:
-        A.copy_(kept)
+    generator = torch.Generator().manual_seed(seed)
+    # CKA knows no scale, so the width of the distribution does not matter.
+    draws = [mean_cka((2 * torch.rand(A.shape, generator=generator) - 1).to(A)) or 0.0 for _ in range(DRAWS)]
     mean = sum(draws) / DRAWS
     deviation = math.sqrt(sum((value - mean) ** 2 for value in draws) / (DRAWS - 1))
     return OutputLikeness(trained, mean, deviation, len(x))
