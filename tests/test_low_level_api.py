@@ -1,6 +1,8 @@
 """inject_adapter_in_model and the state-dict functions, as diffusers and transformers use them: names and shapes."""
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from peft import get_peft_model, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from melora import MeloraConfig
+from melora import MeloraConfig, MeloraLayer, calibrate
 
 X = torch.linspace(-1, 1, 5 * 24).view(5, 24)
 
@@ -116,3 +118,47 @@ def test_a_head_named_like_the_adapter_is_refused(make_mlp: Callable[..., nn.Mod
         ValueError, match=r"is a child of .*melora.* does not conflict with any of the targeted modules"
     ):
         get_peft_model(make_mlp(), config(modules_to_save=["other"]), adapter_name="other")
+
+
+@pytest.mark.parametrize("mixing", ["none", "learned"])
+@pytest.mark.parametrize("permute", ["strided", "correlation"])
+def test_permuted_channels_in_add_adapter_of_transformers(
+    permute: Any, mixing: Any, tiny_llama: Any, tmp_path: Path
+) -> None:
+    """No PeftModel around the model: the file, and what is loaded from it, hold the order and compute the same."""
+    fresh, ids = copy.deepcopy(tiny_llama), torch.arange(1, 15).view(2, 7)
+    plain = tiny_llama(ids).logits
+    targets = ["q_proj", "down_proj"]
+    tiny_llama.add_adapter(
+        MeloraConfig(n=4, r=2, permute=permute, mixing=mixing, init_weights=False, target_modules=targets)
+    )
+    if permute == "correlation":
+        assert calibrate(tiny_llama, [{"input_ids": ids}]) == 4
+    expected = tiny_llama(ids).logits
+    assert not torch.allclose(expected, plain)
+    dense = copy.deepcopy(fresh)
+    with torch.no_grad():
+        for name, layer in tiny_llama.named_modules():
+            if isinstance(layer, MeloraLayer):
+                dense.get_submodule(name).weight += permuted(layer)
+    torch.testing.assert_close(dense(ids).logits, expected)
+    tiny_llama.save_pretrained(tmp_path)
+    fresh.load_adapter(str(tmp_path))
+    assert torch.equal(fresh(ids).logits, expected)
+    fresh.disable_adapters()
+    assert torch.equal(fresh(ids).logits, plain)
+
+
+def permuted(layer: MeloraLayer) -> torch.Tensor:
+    """The update: that of the same factors on neighbours, its rows and columns put where the order says."""
+    n, (d_in, d_out), order = layer.n["default"], (layer.in_features, layer.out_features), layer.order("default")
+    (A, B), core = layer.factors("default"), layer.core("default")
+    mixed = torch.eye(A.shape[0] * A.shape[1])
+    if core is not None:
+        mixed = torch.einsum("kij,kl->ikjl", core, torch.eye(A.shape[1])).reshape(mixed.shape)
+    places = torch.block_diag(*B) @ mixed @ torch.block_diag(*A) * layer.scaling["default"]
+    columns = [torch.arange(size).view(-1, n).T.flatten() for size in (d_in, d_out)]
+    of_in, of_out = columns if order is None else order.long().split([d_in, d_out])
+    update = torch.empty_like(places)
+    update[of_out[:, None], of_in] = places
+    return update
