@@ -152,6 +152,11 @@ def test_from_lora_with_own_values() -> None:
     assert MeloraConfig.from_lora(LoraConfig(r=2)).r == 1
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "lora_ga"])
+def test_from_lora_takes_over_a_start(start: str) -> None:
+    assert MeloraConfig.from_lora(LoraConfig(init_lora_weights=start)).init_weights == start  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [

@@ -70,6 +70,17 @@ def test_b_has_its_own_rate_and_all_else_stays(
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
 
 
+@pytest.mark.parametrize("decay", [None, 0.1])
+def test_a_learned_core_decays_as_a_and_b_do(make_recipe: Callable[..., Recipe], tmp_path: Path, decay: Any) -> None:
+    """docs/layers.md warns of it, and says that nothing decays by default."""
+    training = {"eval_strategy": "no", **({} if decay is None else {"weight_decay": decay})}
+    adapter = {"target_modules": ["query"], "n": 4, "mixing": "learned"}
+    optimizer, names = optimizer_of(make_recipe(adapter=adapter, training=training), tmp_path)
+    found = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for part in ("melora_A", "melora_B", "melora_C"):
+        assert {value for name, value in found.items() if part in name} == {decay or 0.0}
+
+
 def test_an_embeddings_factors_keep_the_rate(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     adapter = {"target_modules": ["query", "word_embeddings"]}
     recipe = replace(make_recipe(adapter=adapter, training={"eval_strategy": "no"}), loraplus_lr_ratio=4.0)
