@@ -6,6 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from melora.compare.jobs import cells
+from melora.compare.space import RATE
+from melora.compare.state import note_failure
+from melora.compare.study import load_study
+
 
 @pytest.fixture
 def study_file(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> Path:
@@ -62,6 +67,7 @@ def test_a_dry_run_says_how_long_and_writes_nothing(
     done = melora("compare", study_file, "--dry-run", "seeds=[0,1]")
     assert done.code == 0, done.err
     assert re.search(r"^ rating +lora +2 +9 +[\d.]+ +0:\d\d", done.out, re.M)
+    assert re.search(r"^they take up to \d MB of disk$", done.out, re.M)
     assert re.search(r"^4 runs to make: about 1:\d\d one after the other with \d+ threads each", done.out, re.M)
     assert "dry run: nothing was written" in done.out
     assert set(tmp_path.rglob("*")) == before
@@ -83,6 +89,7 @@ def test_a_dry_run_of_a_search_makes_no_storage(melora: Callable[..., Any], stud
         (["--ray", "--jobs", "2"], "error: --ray: Ray decides how many runs go at a time"),
         (["--gpus", "1"], "error: --cpus and --gpus: are for --ray"),
         (["--ray", "--cpus", "0"], "error: --cpus: must be 1 or more, got 0"),
+        (["--ray", "127.0.0.1:1", "--dry-run"], "error: --ray 127.0.0.1:1: nothing answers there"),
         (["--ray", "127.0.0.1:1"], "error: --ray 127.0.0.1:1: nothing answers there"),
         (["reference=dora"], "error: reference: no method 'dora'"),
         (["methods.lora.adapter.r=4096"], "error: task rating, method lora: adapter.r: 4096 is above 64"),
@@ -145,3 +152,23 @@ def test_failed_runs_are_made_again_only_when_asked(
     assert len(made) == 2
     melora("compare", study_file, "--retry-failed")
     assert len(made) == 4
+
+
+def test_only_the_studys_own_failures_are_forgotten_and_after_the_checks(
+    melora: Callable[..., Any], study_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "study"
+    output.mkdir()
+    others = output / "0123456789abcdef.failed.json"
+    others.write_text("{}")
+    study = load_study(study_file)
+    own = [cell.job({RATE: 0.02}, 0) for cell in cells(study)]
+    for job in own:
+        note_failure(job, "training", "the loss is NaN")
+    assert melora("compare", study_file, "--retry-failed", "base.data.max_length=99999").code == 2
+    assert len(list(output.glob("*.failed.json"))) == 3
+    done = melora("compare", study_file, "--retry-failed")
+    assert done.code == 0, done.err
+    assert "4 runs to make" in done.out
+    assert "2 runs done\n" in done.out
+    assert list(output.glob("*.failed.json")) == [others]

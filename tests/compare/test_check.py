@@ -86,5 +86,37 @@ def test_a_repeated_run_comes_before_any_model(study_values: dict[str, Any]) -> 
 def test_a_full_disk(study_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("melora.compare.check.free_disk", lambda output: 1000)
     assert re.search(
-        r"output .*study: 1,000 bytes are free on its disk, and one run takes [\d,]+;", _message(study_values)
+        r"output .*study: 1,000 bytes are free on its disk, and the runs take up to [\d,]+;", _message(study_values)
     )
+
+
+def test_the_disk_bears_what_runs_and_what_is_kept(make_study: Callable[..., Study]) -> None:
+    study = make_study()
+    one, two, both = (
+        check_study(study, cells(study), runs=runs, parallel=parallel) for runs, parallel in ((1, 1), (2, 1), (2, 2))
+    )
+    assert both == 2 * one
+    assert one < two < both
+
+
+@pytest.mark.parametrize(("output", "told"), [("file", "is no folder"), ("file/study", "is no folder")])
+def test_an_output_that_is_no_folder(study_values: dict[str, Any], tmp_path: Path, output: str, told: str) -> None:
+    (tmp_path / "file").write_text("")
+    study_values["output"] = str(tmp_path / output)
+    assert f"file {told}; choose another output" in _message(study_values)
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        ({"adapter.ranks": [1, 2]}, "search.space with adapter.ranks=1: adapter: unknown key 'ranks'"),
+        ({"adapter.n": [2, 5]}, "search.space with adapter.n=5: bert.encoder.layer.0.attention.self.query: n=5"),
+        ({"adapter.lora_alpha": ["a", "b"]}, "search.space with adapter.lora_alpha=a: adapter.lora_alpha: must be"),
+        ({"training.weight_decay": {"low": -1.0, "high": 0.1}}, "search.space with training.weight_decay=-1.0: "),
+    ],
+)
+def test_a_space_is_tried_at_its_ends(study_values: dict[str, Any], space: dict[str, Any], told: str) -> None:
+    study_values["search"] = {"sampler": "tpe", "space": space}
+    study_values["methods"] = {"melora": study_values["methods"]["melora"]}
+    study_values["reference"] = "melora"
+    assert f"task rating, method melora, {told}" in _message(study_values)

@@ -22,7 +22,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         task, method = recipe.data.label, recipe.adapter["method"]
         asked.append((task, method))
         factor = (3.0 if task == "mood" else 1.0) * (2.0 if method == "melora" else 1.0)
-        return StepTime(0.1 * factor, 0.01 * factor, 18 if task == "rating" else 30, 3, 1000)
+        return StepTime(0.1 * factor, 0.01 * factor, 18 if task == "rating" else 30, 3)
 
     monkeypatch.setattr(module, "time_step", take)
     return asked

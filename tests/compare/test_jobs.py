@@ -115,6 +115,14 @@ def test_an_unknown_key_of_the_scoring(study_values: dict[str, Any]) -> None:
         Cell(parse_study(study_values), "rating", "lora").job({RATE: 0.5}, 0)
 
 
+def test_held_out_rows_are_no_untouched_split(study_values: dict[str, Any]) -> None:
+    study_values["tasks"]["rating"]["score"] = {"max_length": 8}
+    with pytest.raises(
+        MeloraError, match=r"tasks\.rating\.score: leaves data\.holdout set.*; put holdout: null into it"
+    ):
+        Cell(parse_study(study_values), "rating", "lora").job({RATE: 0.5}, 0)
+
+
 def test_a_hash_tells_how_n_is_chosen(study_values: dict[str, Any]) -> None:
     study_values["methods"]["melora"]["adapter"]["n"] = "auto"
     names = set()

@@ -104,3 +104,36 @@ def test_an_archive_of_a_run_that_was_not_done(job: Job, scored: Record, status:
     shutil.rmtree(job.folder)
     archive = Known({job.run: replace(scored, status=status)})
     assert archive.needs(job, score=True) == (status == "missing")
+
+
+def test_a_failed_scoring_is_shown_and_not_tried_for_ever(job: Job) -> None:
+    worker.make(job, score=False)
+    note_failure(job, "training", "no memory")
+    known = Known()
+    assert known.state(job) == "unscored"
+    assert not known.needs(job, score=True)
+    searched, chosen = (known.record(job, chosen=chosen) for chosen in (False, True))
+    assert (searched.status, searched.reason) == ("done", None)
+    assert (chosen.status, chosen.reason, chosen.test_score) == ("failed", "scoring: no memory", None)
+    assert chosen.validation_score == searched.validation_score is not None
+
+    again = replace(known, again=frozenset([job.run]))
+    assert again.needs(job, score=True)
+    assert not again.needs(job, score=False)
+
+    shutil.rmtree(job.folder)
+    job.folder.with_name(job.folder.name + ".failed.json").unlink()
+    archive = Known({job.run: chosen})
+    assert archive.state(job) == "unscored"
+    assert archive.record(job, chosen=False).status == "done"
+    assert archive.record(job, chosen=True) == chosen
+
+
+def test_a_score_of_other_rows_does_not_count(job: Job, scored: Record) -> None:
+    other = replace(job, score={"holdout": None, "max_validation_rows": 8})
+    assert Known().state(job) == "scored"
+    assert Known().state(other) == "trained"
+    assert Known().record(other, chosen=True).test_score is None
+    worker.make(other, score=True)
+    assert Known().record(other, chosen=True).test_rows == 8
+    assert scored.test_rows == 32

@@ -13,8 +13,10 @@ import pytest
 from melora.compare.jobs import Cell, Job
 from melora.compare.process import Halt, Runs
 from melora.compare.space import RATE
-from melora.compare.state import failure_of
+from melora.compare.state import failure_of, note_failure, state_of
 from melora.compare.study import Study
+from melora.compare.worker import DISK_IS_FULL
+from melora.errors import MeloraError
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_halt_asks_the_child_to_save_and_is_no_failure(runs: Callable[[str], Run
 def test_a_run_of_another_process_is_waited_for(
     runs: Callable[[str], Runs], job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = iter(["busy", "busy", "open"])
+    states = iter(["busy", "busy", "open", "open"])
     monkeypatch.setattr("melora.compare.process.state_of", lambda job: next(states))
     monkeypatch.setattr("melora.compare.process._ASK_AGAIN", 0.01)
     assert runs("pass").make(job, score=False) == "trained"
@@ -117,3 +119,22 @@ def test_a_worker_ends_when_its_study_does() -> None:
     assert worker.stdin is not None
     worker.stdin.close()
     assert worker.wait(60) == -signal.SIGTERM
+
+
+def test_a_full_disk_ends_the_study_and_is_no_runs_failure(runs: Callable[[str], Runs], job: Job) -> None:
+    child = runs(f"print('No space left on device'); raise SystemExit({DISK_IS_FULL})")
+    with pytest.raises(MeloraError, match=r"study: its disk is full \(No space left on device\); make room and run"):
+        child.make(job, score=False)
+    assert state_of(job) == "open"
+
+
+def test_what_another_process_failed_at_is_not_tried_at_once(
+    runs: Callable[[str], Runs], job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = iter(["busy", "failed"])
+    monkeypatch.setattr("melora.compare.process._ASK_AGAIN", 0.01)
+    monkeypatch.setattr("melora.compare.process.state_of", lambda job: next(states, "failed"))
+    made = runs("raise AssertionError('made again')")
+    note_failure(job, "training", "the loss is NaN")
+    assert made.make(job, score=False) == "failed"
+    assert failure_of(job).reason == "the loss is NaN"

@@ -1,4 +1,10 @@
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -6,10 +12,12 @@ import pytest
 import ray
 
 from melora.compare.jobs import Cell, Job
+from melora.compare.known import Known
 from melora.compare.process import Halt
-from melora.compare.ray_executor import RayExecutor
+from melora.compare.ray_executor import RayExecutor, check_reachable
+from melora.compare.runner import Searches, records, run_study
 from melora.compare.space import RATE
-from melora.compare.state import state_of
+from melora.compare.state import failure_of, state_of
 from melora.compare.study import Study
 from melora.errors import MeloraError
 
@@ -82,3 +90,70 @@ def test_a_machine_that_does_not_see_the_folder(jobs: list[Job], tmp_path: Path)
     with pytest.raises(Exception, match=r"does not see .*gone; all machines of the cluster must share"):
         executor.submit(jobs[0], score=False, priority=0).result(120)
     executor.close()
+
+
+@pytest.mark.usefixtures("shut_down")
+def test_a_lost_process_is_the_failure_of_its_run_alone(jobs: list[Job], tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    executor = RayExecutor(tmp_path / "study", None, cpus=1, gpus=0)
+    submit = executor._submit
+    executor._submit = lambda job, score: ray.remote(max_retries=0)(lambda: os._exit(1)).remote()
+    assert executor.submit(jobs[0], score=False, priority=0).result(120) == "failed"
+    assert failure_of(jobs[0]).kind == "killed"
+    assert failure_of(jobs[0]).reason.startswith("Ray lost the process that made the run: ")
+    executor._submit = submit
+    assert executor.submit(jobs[1], score=False, priority=0).result(300) == "trained"
+    executor.close()
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of a cluster of one machine that says to have a GPU."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--num-gpus=1"]
+    # A session of its own: Ray's daemons end with the group, and no other Ray of this machine does.
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            *command,
+            "--include-dashboard=false",
+            "--node-ip-address=127.0.0.1",
+        ],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                check_reachable(address)
+                break
+            except MeloraError:
+                assert process.poll() is None
+                time.sleep(0.5)
+        yield address
+    finally:
+        ray.shutdown()
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def test_a_whole_study_on_a_cluster_that_shares_its_gpu(
+    cluster: str, make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    study = make_study(methods={"lora": {"adapter": {"method": "lora", "r": 4}}}, seeds=[0], search={"extend": 0})
+    (tmp_path / "study").mkdir()
+    executor = RayExecutor(tmp_path / "study", cluster, cpus=1, gpus=0.5)
+    assert executor.parallel == 2
+    lines: list[str] = []
+    run_study(study, Searches(study), Known(), executor, executor.parallel, lines.append)
+    executor.close()
+    rows = records(study, Searches(study), Known())
+    assert [row.status for row in rows] == ["done", "done"]
+    assert sum(row.test_score is not None for row in rows) == 1
+    assert len(lines) == 3

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,3 +126,21 @@ def test_an_archive_saves_the_runs(make_study: Callable[..., Study], executor: A
     _run(study, archive, executor)
     assert executor.made == []
     assert records(study, Searches(study), archive) == rows
+
+
+def test_trials_whose_runs_are_gone_are_made_again(
+    make_study: Callable[..., Study], executor: Any, nothing_known: Known, tmp_path: Path
+) -> None:
+    (tmp_path / "study").mkdir()
+    study = make_study(
+        search={"sampler": "tpe", "trials": 3}, seeds=[0], methods={"lora": {"adapter": {"method": "lora"}}}
+    )
+    _run(study, nothing_known, executor)
+    rows = records(study, Searches(study), nothing_known)
+    worst = next(row for row in rows if not row.chosen)
+    shutil.rmtree(tmp_path / "study" / worst.run)
+    executor.made.clear()
+    lines = _run(study, nothing_known, executor)
+    assert executor.made == [(worst.run, False)]
+    assert len(lines) == 1
+    assert {row.status for row in records(study, Searches(study), nothing_known)} == {"done"}

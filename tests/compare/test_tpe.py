@@ -47,6 +47,21 @@ def test_it_makes_the_trials_and_remembers_them(make_search: Callable[..., TpeSe
     assert more.left() == 2
     more.go(score, parallel=1)
     assert len(asked) == 8
+    assert len({job.run for job in asked}) == 8  # none is what was drawn first, once more
+
+
+def test_machines_that_share_a_database_draw_apart(
+    make_search: Callable[..., TpeSearch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = make_search()
+    seeds = []
+    for machine in ("one", "two"):
+        monkeypatch.setattr("socket.gethostname", lambda name=machine: name)
+        monkeypatch.setattr(search.cell.study.search, "storage", "postgresql://somewhere/x")
+        seeds.append(search._seed())
+    assert seeds[0] != seeds[1]
+    monkeypatch.setattr(search.cell.study.search, "storage", None)
+    assert search._seed() == 0
 
 
 def test_it_looks_where_scores_are_good(make_search: Callable[..., TpeSearch]) -> None:
@@ -112,3 +127,11 @@ def test_a_storage_that_can_not_be_opened(make_study: Callable[..., Study], url:
         open_storage(study)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_look_at_a_file_that_is_not_there_makes_none(make_study: Callable[..., Study], tmp_path: Path) -> None:
+    study = make_study(search={"sampler": "tpe", "storage": f"sqlite:///{tmp_path}/search.db"})
+    open_storage(study, make=False)
+    assert not (tmp_path / "search.db").exists()
+    open_storage(study)
+    assert (tmp_path / "search.db").exists()

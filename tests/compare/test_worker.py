@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -130,3 +131,13 @@ def test_a_damaged_note_says_what_to_do(job: Job) -> None:
     file.write_text("{}")
     with pytest.raises(MeloraError, match=re.escape(f"{file}: has no 'reason'; remove the file")):
         failure_of(job)
+
+
+def test_a_full_disk_is_told_by_the_exit_code(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    wrapped = TrainingError("the checkpoint can't be written")
+    wrapped.__cause__ = full
+    library = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    for error in (full, wrapped, library):
+        assert _run_main(job, monkeypatch, error) == worker.DISK_IS_FULL
+        assert state_of(job) == "open"

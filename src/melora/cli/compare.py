@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -17,10 +18,10 @@ from rich.table import Table
 from ..compare.check import check_study
 from ..compare.estimate import estimate
 from ..compare.executor import Executor, Halt, LocalExecutor
-from ..compare.jobs import Cell, cells
+from ..compare.jobs import Cell, Job, cells
 from ..compare.known import Known, load_archive
 from ..compare.report import write_report
-from ..compare.runner import Searches, count_left, records, run_study
+from ..compare.runner import Searches, count_left, failed_jobs, records, run_study
 from ..compare.state import failure_file
 from ..compare.study import Study, load_study
 from ..compare.words import about
@@ -45,14 +46,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not args.dry_run:
         Path(study.output).expanduser().mkdir(parents=True, exist_ok=True)
     searches = Searches(study, make=not args.dry_run)
-    if args.retry_failed and not args.dry_run:
-        known = _forget_failures(study, searches, known)
+    again = failed_jobs(study, searches, known) if args.retry_failed else []
+    known = replace(known, again=frozenset(job.run for job in again))
     wanted = [cell for cell in cells(study) if _has_work(cell, searches, known)]
     with _quiet(logging.ERROR):  # what a run says of its data stands in its log
-        check_study(study, wanted)
+        disk = check_study(study, wanted, runs=count_left(study, searches, known), parallel=jobs)
     if args.dry_run:
-        _show_estimate(study, wanted, searches, known, console)
+        if args.ray not in (None, "", "auto"):
+            importlib.import_module("melora.compare.ray_executor").check_reachable(args.ray)
+        _show_estimate(study, wanted, searches, known, console, disk)
         return 0
+    known = _forget_failures(again, known)
     executor: Executor
     if args.ray is None:
         executor = LocalExecutor(Path(study.output).expanduser(), jobs, threads)
@@ -101,14 +105,16 @@ def _has_work(cell: Cell, searches: Searches, known: Known) -> bool:
     return any(known.needs(job, score=True) for job in cell.chosen(setting))
 
 
-def _forget_failures(study: Study, searches: Searches, known: Known) -> Known:
-    kept = {run: record for run, record in known.archive.items() if record.status != "failed"}
-    for file in Path(study.output).expanduser().glob(failure_file(Path("*")).name):
-        file.unlink()
-    return Known(kept)
+def _forget_failures(again: list[Job], known: Known) -> Known:
+    """These runs as if they had not failed; notes of other studies in the same output are left alone."""
+    for job in again:
+        failure_file(job.folder).unlink(missing_ok=True)
+    return Known({run: record for run, record in known.archive.items() if run not in known.again})
 
 
-def _show_estimate(study: Study, wanted: list[Cell], searches: Searches, known: Known, console: Console) -> None:
+def _show_estimate(
+    study: Study, wanted: list[Cell], searches: Searches, known: Known, console: Console, disk: int
+) -> None:
     with _quiet(logging.ERROR):
         found = estimate(study, wanted, searches, known, lambda line: console.print(line, markup=False))
     table = Table("task", "method", "runs to make", "steps a run", "seconds a step", "time", box=None)
@@ -124,6 +130,7 @@ def _show_estimate(study: Study, wanted: list[Cell], searches: Searches, known: 
         f"{torch.get_num_threads()} threads each, from one timed step of each method on rows of the median length; a "
         "grid that grows, long rows and a busy machine come on top"
     )
+    console.print(f"they take up to {disk / 1e6:,.0f} MB of disk")
     console.print("dry run: nothing was written")
 
 

@@ -25,7 +25,6 @@ class Estimate:
         step_seconds: timed, or scaled from another task's (see `estimate`).
         steps: of one run.
         seconds: of all its runs, one after the other.
-        disk: bytes of a run's checkpoints while it runs, about.
     """
 
     task: str
@@ -34,7 +33,6 @@ class Estimate:
     step_seconds: float
     steps: int
     seconds: float
-    disk: int
 
 
 def estimate(
@@ -72,9 +70,7 @@ def estimate(
         evaluations = max(1, round(float(own.recipe.training.get("num_train_epochs", 3)))) + 1
         one = START_SECONDS + of_task.steps * step + evaluations * of_task.evaluation_batches * evaluation
         runs = _runs(study, cell, searches, known)
-        found.append(
-            Estimate(cell.task, cell.method, runs, step, of_task.steps, runs * one, of_method.checkpoint_bytes)
-        )
+        found.append(Estimate(cell.task, cell.method, runs, step, of_task.steps, runs * one))
     return found
 
 

@@ -83,7 +83,11 @@ class Cell:
                     "data.holdout: is not set; learning rates and epochs are chosen on a part of the training rows, so "
                     "give a share or a number of rows, e.g. holdout: 0.1"
                 )
-            dataclasses.replace(recipe.data, **score)  # checks it
+            if dataclasses.replace(recipe.data, **score).holdout is not None:
+                raise MeloraError(
+                    f"tasks.{self.task}.score: leaves data.holdout set, so that the score would be of the very rows "
+                    "that chose rate and epoch; put holdout: null into it"
+                )
         except (MeloraError, TypeError) as error:
             raise MeloraError(f"{where}: {error}") from None
         run = recipe_hash(recipe)

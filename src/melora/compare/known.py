@@ -21,9 +21,11 @@ class Known:
 
     Attributes:
         archive: records of an earlier report by run, which stand where a run's folder is gone.
+        again: failed runs that are to be made, or scored, once more.
     """
 
     archive: Mapping[str, Record] = field(default_factory=dict)
+    again: frozenset[str] = frozenset()
 
     def state(self, job: Job) -> State:
         """Where a run stands, as state_of, or as the archive says."""
@@ -32,12 +34,16 @@ class Known:
             return state
         if old.status == "done":
             return "scored" if old.test_score is not None else "trained"
-        return "failed" if old.status == "failed" else "open"
+        if old.status == "failed":
+            return "failed" if old.validation_score is None else "unscored"
+        return "open"
 
     def needs(self, job: Job, *, score: bool) -> bool:
         """Whether a run is still to be made, or scored; a failed one is not made again."""
-        state = self.state(job)
-        return state in ("open", "busy") or (score and state == "trained")
+        state, again = self.state(job), job.run in self.again
+        if state in ("open", "busy") or (again and state == "failed"):
+            return True
+        return score and (state == "trained" or (again and state == "unscored"))
 
     def record(self, job: Job, *, chosen: bool) -> Record:
         """A run as a row."""
@@ -45,7 +51,10 @@ class Known:
         old = self.archive.get(job.run)
         if state == "open" and old is not None:
             # Names and settings are the study's own: another study's archive may have called the run otherwise.
-            return replace(old, **_named(job), chosen=chosen)
+            own = replace(old, **_named(job), chosen=chosen)
+            # Its scoring failed: as a run of the search alone it counts.
+            is_trained = old.status == "failed" and old.validation_score is not None
+            return replace(own, status="done", reason=None) if is_trained and not chosen else own
         task = task_class(job.recipe.task)
         blank = Record(
             run=job.run,
@@ -63,7 +72,10 @@ class Known:
         if state == "failed":
             failure = failure_of(job)
             return replace(blank, status="failed", reason=failure.reason, date=failure.date)
-        return replace(blank, **_measured(job, task.primary))
+        measured = replace(blank, **_measured(job, task.primary, scored=state == "scored"))
+        if state == "unscored" and chosen:
+            return replace(measured, status="failed", reason=f"scoring: {failure_of(job).reason}")
+        return measured
 
     def validation_score(self, job: Job) -> float | None:
         """The metric on the held-out rows of the epoch that was kept; None unless the run is finished."""
@@ -87,9 +99,9 @@ def _named(job: Job) -> dict[str, Any]:
     return {"task": job.task, "method": job.method, "settings": others}
 
 
-def _measured(job: Job, primary: str) -> dict[str, Any]:
+def _measured(job: Job, primary: str, *, scored: bool) -> dict[str, Any]:
     results, environment = read_json(job.folder / RESULTS), read_json(job.folder / ENVIRONMENT)
-    test = read_json(job.folder / TEST) if (job.folder / TEST).is_file() else None
+    test = read_json(job.folder / TEST) if scored else None
     n, r, rank = _ranks(job)
     counts = results["parameters"]
     return {

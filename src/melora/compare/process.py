@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from ..errors import MeloraError
 from .jobs import Job
 from .state import State, failure_file, note_failure, state_of
-from .worker import encode
+from .worker import DISK_IS_FULL, encode
 
 _LAST_LINES = 5
 _ASK_AGAIN = 10.0  # seconds: whether another process that makes the same run has ended
@@ -52,26 +53,33 @@ class Runs:
             score: whether to score it on the untouched split as well.
 
         Returns:
-            trained, scored or failed.
+            trained, scored, failed, or unscored: trained, and the scoring failed.
 
         Raises:
             Halt: the study was told to stop first.
+            MeloraError: the disk is full.
         """
         while True:
-            self._wait_for_others(job)
+            if self._wait_for_others(job) and (state := state_of(job)) in ("failed", "unscored"):
+                return state  # the other process has just tried
             failure_file(job.folder).unlink(missing_ok=True)
             code, log = self._child(job, score)
             if code == 0:
                 return "scored" if score else "trained"
             state = state_of(job)
             if failure_file(job.folder).is_file():
-                return "failed"
+                return state
             if self._halted.is_set() or code in (143, -signal.SIGTERM):
                 raise Halt
+            if code == DISK_IS_FULL:  # the next run would end the same way
+                raise MeloraError(
+                    f"output {self.output}: its disk is full ({_last_lines(log)}); make room and run the same command "
+                    "again: it goes on from here"
+                )
             if state == "busy":
                 continue
             note_failure(job, "killed" if code < 0 else "training", _reason(code, log))
-            return "failed"
+            return state_of(job)
 
     def halt(self) -> None:
         """Stop all children: each gets SIGTERM and time to write a checkpoint. Later calls of `make` raise Halt."""
@@ -87,12 +95,16 @@ class Runs:
             except subprocess.TimeoutExpired:
                 child.kill()
 
-    def _wait_for_others(self, job: Job) -> None:
+    def _wait_for_others(self, job: Job) -> bool:
+        """Whether another process made the run."""
+        waited = False
         while state_of(job) == "busy":
+            waited = True
             if self._halted.wait(_ASK_AGAIN):
                 raise Halt
         if self._halted.is_set():
             raise Halt
+        return waited
 
     def _child(self, job: Job, score: bool) -> tuple[int, Path]:
         log = self.output / "logs" / f"{job.run}.log"
@@ -128,10 +140,14 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def _reason(code: int, log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    tail = " | ".join(lines[-_LAST_LINES:])
+    tail = _last_lines(log)
     if code < 0:
         name = signal.Signals(-code).name
         memory = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
         return f"the process was killed by {name}{memory}; see {log}"
     return f"the process ended with exit code {code}: {tail or 'no output'}; see {log}"
+
+
+def _last_lines(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-_LAST_LINES:])

@@ -13,7 +13,7 @@ from ..errors import MeloraError
 from ..training.schema import one_line
 from .jobs import Job
 from .process import Halt, Runs
-from .state import State
+from .state import State, note_failure, state_of
 
 _REACH_SECONDS = 5.0
 _HALT = "halt"  # the file whose being there tells every machine of the cluster to stop
@@ -46,7 +46,8 @@ class RayExecutor:
         self._lock = threading.Lock()
         self._halted = False
         self.parallel = self._room(cpus, gpus)
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_make)
+        # A lost machine is no fault of the run's: another goes on from the last checkpoint, once.
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=1)(_make)
         threads = max(1, int(cpus))
         self._submit = lambda job, score: task.remote(job, score, str(self._output), os.getcwd(), threads)
 
@@ -57,7 +58,7 @@ class RayExecutor:
             future.set_exception(Halt())
             return future
         reference = self._submit(job, score)
-        threading.Thread(target=self._wait, args=(reference, future), daemon=True).start()
+        threading.Thread(target=self._wait, args=(job, reference, future), daemon=True).start()
         return future
 
     def halt(self) -> None:
@@ -73,7 +74,7 @@ class RayExecutor:
 
     def _connect(self, address: str | None) -> None:
         if address not in (None, "auto", "local"):
-            _check_reachable(str(address))
+            check_reachable(str(address))
         try:
             self._ray.init(
                 address=address if address is not None else "local",
@@ -102,11 +103,19 @@ class RayExecutor:
         rooms = [has["CPU"] / cpus] + ([has["GPU"] / gpus] if gpus else [])
         return max(1, int(min(rooms)))
 
-    def _wait(self, reference: Any, future: "Future[State]") -> None:
+    def _wait(self, job: Job, reference: Any, future: "Future[State]") -> None:
+        lost = self._ray.exceptions
         try:
             state: State | None = self._ray.get(reference)
+        except (lost.WorkerCrashedError, lost.NodeDiedError, lost.OutOfMemoryError) as error:
+            if self._halted:
+                state = None
+            else:
+                note_failure(job, "killed", f"Ray lost the process that made the run: {one_line(error)[:300]}")
+                state = state_of(job)
         except Exception as error:
-            future.set_exception(Halt() if self._halted else error)
+            # What the task itself raised lies within Ray's error, whose text is a traceback.
+            future.set_exception(Halt() if self._halted else getattr(error, "cause", None) or error)
             return
         if state is None:
             future.set_exception(Halt())
@@ -153,8 +162,8 @@ def _make(job: Job, score: bool, output: str, folder: str, threads: int) -> Stat
         over.set()
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes to reach an address at which nothing listens."""
+def check_reachable(address: str) -> None:
+    """Raise a MeloraError if nothing listens at a cluster's address: Ray itself tries for minutes to reach it."""
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         host, port = parts.hostname, parts.port

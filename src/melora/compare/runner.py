@@ -117,6 +117,9 @@ def run_study(
                 return known.validation_score(job)
 
             search.go(score, parallel)
+            # A trial that the storage holds may have no run here: its folder was removed, it failed and is retried, or
+            # the process that made it was killed.
+            ensure(searches.jobs(cell, known), score=False, priority=place)
         setting = searches.setting(cell, known)
         if setting is None:
             say(f"{cell.task}, {cell.method}: no run of the search succeeded, so nothing is scored")
@@ -148,6 +151,17 @@ def count_left(study: Study, searches: Searches, known: Known) -> int:
         else:
             left += sum(known.needs(job, score=True) for job in cell.chosen(setting))
     return left
+
+
+def failed_jobs(study: Study, searches: Searches, known: Known) -> list[Job]:
+    """The study's runs that failed, or whose scoring did."""
+    found: dict[str, Job] = {}
+    for cell in cells(study):
+        setting = searches.setting(cell, known)
+        for job in (*searches.jobs(cell, known), *([] if setting is None else cell.chosen(setting))):
+            if known.state(job) in ("failed", "unscored"):
+                found[job.run] = job
+    return list(found.values())
 
 
 def records(study: Study, searches: Searches, known: Known) -> list[Record]:

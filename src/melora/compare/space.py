@@ -33,7 +33,8 @@ class Search:
             default training.learning_rate, from the lowest to the highest of learning_rates.
         storage: tpe: any storage URL of Optuna, so that several machines share a search; by default an SQLite file in
             the study's output.
-        seed: tpe: of the sampler.
+        seed: tpe: of the sampler, together with the number of trials that a storage holds already, and on a database of
+            several machines with the process: none draws again what another has drawn.
         extend: grid: by how many rates at most the grid grows for a method and task whose best rate is its lowest or
             highest; 0 keeps it as it is.
     """

@@ -1,6 +1,7 @@
 """What is on disk of a study's runs: finished, failed, or neither."""
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +12,11 @@ from ..training.folder import ADAPTER, RECIPE, RESULTS, read_json, write_json
 from ..training.lock import FileLock
 from .jobs import Job
 
+logger = logging.getLogger(__name__)
+
 TEST = "test.json"
 
-State = Literal["scored", "trained", "failed", "busy", "open"]
+State = Literal["scored", "trained", "unscored", "failed", "busy", "open"]
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,12 @@ def failure_file(folder: Path) -> Path:
 
 
 def state_of(job: Job) -> State:
-    """Where a run stands: scored on the untouched split, trained, failed, being made by another process, or open."""
+    """Where a run stands: scored on the untouched split, trained, trained and its scoring failed (unscored), failed,
+    being made by another process, or open."""
     if (job.folder / RESULTS).is_file() and (job.folder / ADAPTER).is_dir():
-        return "scored" if (job.folder / TEST).is_file() else "trained"
+        if _is_scored(job):
+            return "scored"
+        return "unscored" if failure_file(job.folder).is_file() else "trained"
     if FileLock(job.folder.with_name(job.folder.name + ".partial") / RECIPE).is_taken():
         return "busy"
     return "failed" if failure_file(job.folder).is_file() else "open"
@@ -66,17 +72,21 @@ def failure_of(job: Job) -> Failure:
         raise MeloraError(f"{file}: has no {error}; remove the file, and the run is made again") from None
 
 
-def validation_score(job: Job) -> float | None:
-    """The metric that chose the epoch, on the held-out rows; None unless the run is finished."""
-    if not (job.folder / RESULTS).is_file():
-        return None
-    results = read_json(job.folder / RESULTS)
-    value = results["metrics"].get(results["primary"], results.get("validation_loss"))
-    return float(value) if value is not None else None
-
-
 def curve_lines(folder: Path) -> list[dict[str, Any]]:
-    """The logged events of a run, damaged lines left out."""
+    """The logged events of a run; a line that is no JSON, as a full disk leaves it, is left out with a warning."""
     file = folder / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            logger.warning("%s: line %d is damaged; the run's curve lacks it", file, number)
+    return found
+
+
+def _is_scored(job: Job) -> bool:
+    """Whether there is a score, of the rows that the study names now."""
+    file = job.folder / TEST
+    # Runs of earlier versions do not say which rows; they are taken for the study's.
+    return file.is_file() and read_json(file).get("score", job.score) == job.score

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ def open_storage(study: Study, *, make: bool = True) -> Any:
 
     Args:
         study: the study.
-        make: make the default storage's file if there is none; otherwise an empty storage stands for it.
+        make: make an SQLite storage's file if there is none; otherwise an empty storage stands for it.
 
     Raises:
         MeloraError: Optuna is missing, or the storage can't be reached.
@@ -36,10 +38,10 @@ def open_storage(study: Study, *, make: bool = True) -> Any:
             "search.sampler: tpe needs Optuna, which is not installed; run `pip install 'melora[compare]'`"
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    file = Path(study.output).expanduser().absolute() / "optuna.db"
-    if study.search.storage is None and not make and not file.exists():
+    own = Path(study.output).expanduser().absolute() / "optuna.db"
+    url = study.search.storage or f"sqlite:///{own}"
+    if not make and (_is_missing_file(url) if study.search.storage else not own.exists()):
         return optuna.storages.InMemoryStorage()
-    url = study.search.storage or f"sqlite:///{file}"
     try:
         with _experiments_allowed():
             return optuna.storages.RDBStorage(
@@ -69,18 +71,16 @@ class TpeSearch:
 
         self.cell = cell
         self.space = spaces(cell.study.search, cell.study.rates(cell.method))
-        search = cell.study.search
         recipe = cell.job({RATE: 1.0}, cell.study.seeds[0])
         better = task_class(recipe.recipe.task).greater_is_better
-        with _experiments_allowed():
-            sampler = optuna.samplers.TPESampler(seed=search.seed, constant_liar=True)
         self._optuna = optuna.create_study(
             storage=storage,
             study_name=f"{cell.task} {cell.method} {self._mark(recipe)}",
             direction="maximize" if better else "minimize",
-            sampler=sampler,
             load_if_exists=True,
         )
+        with _experiments_allowed():
+            self._optuna.sampler = optuna.samplers.TPESampler(seed=self._seed(), constant_liar=True)
 
     def jobs(self) -> list[Job]:
         """The runs of all settings tried so far, each once, in the order in which they came up."""
@@ -128,10 +128,30 @@ class TpeSearch:
         stop = optuna.study.MaxTrialsCallback(self.cell.study.search.trials, states=states)
         self._optuna.optimize(objective, n_trials=self.left(), n_jobs=min(parallel, self.left()), callbacks=[stop])
 
+    def _seed(self) -> int:
+        """Of the sampler: another one when a search goes on, and on each machine that shares a storage.
+
+        With one and the same, each would draw the settings once more that were tried first.
+        """
+        search = self.cell.study.search
+        told: list[int | str] = [search.seed, len(self._optuna.get_trials(deepcopy=False))]
+        if search.storage is not None and not search.storage.startswith("sqlite:"):
+            told += [socket.gethostname(), os.getpid()]
+        return search.seed if told[1:] == [0] else int(_digest(told), 16)
+
     def _mark(self, job: Job) -> str:
         """Tells a search from one of the same name in an earlier version of the study file."""
-        told = json.dumps([job.run, {key: repr(where) for key, where in self.space.items()}], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:8]
+        return _digest([job.run, {key: repr(where) for key, where in self.space.items()}])
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _is_missing_file(url: str) -> bool:
+    """Whether it is an SQLite file that is not there, of a folder that is."""
+    file = Path(url.removeprefix("sqlite:///"))
+    return url.startswith("sqlite:///") and not file.exists() and file.parent.is_dir()
 
 
 @contextmanager

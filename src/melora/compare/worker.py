@@ -5,6 +5,7 @@ number of threads is set before torch starts. It ends when the study does: stdin
 is taken as SIGTERM, at which training writes a checkpoint.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,9 @@ from ..training.run import train
 from ..training.schema import one_line
 from .jobs import Job
 from .state import TEST, note_failure, state_of
+
+DISK_IS_FULL = 75  # sysexits.h: a passing failure, to be tried again
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def encode(job: Job, *, score: bool) -> str:
@@ -52,31 +56,47 @@ def make(job: Job, *, score: bool) -> None:
         Stopped: SIGTERM; the run goes on from its checkpoint another time.
     """
     state = state_of(job)
-    if state not in ("trained", "scored"):
+    if state not in ("trained", "unscored", "scored"):
         partial = job.folder.with_name(job.folder.name + ".partial")
         train(job.recipe, resume=partial.exists())
         shutil.rmtree(job.folder / CHECKPOINTS, ignore_errors=True)  # the adapter that was kept stands beside them
     if score and state != "scored":
         overrides = [f"data.{key}={json.dumps(value)}" for key, value in job.score.items()]
-        write_json(job.folder / TEST, evaluate(job.folder, overrides))
+        write_json(job.folder / TEST, {**evaluate(job.folder, overrides), "score": job.score})
 
 
 def main() -> int:
-    """Returns 0 for a finished run, 1 for one whose failure was noted."""
+    """Returns 0 for a finished run, 1 for one whose failure was noted, DISK_IS_FULL where no run could go on."""
     job, score = decode(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _quieten()
     try:
         make(job, score=score)
-    except (MeloraError, TrainingError) as error:
+    except Exception as error:
+        if _is_disk_full(error):
+            print(one_line(error), file=sys.stderr)
+            return DISK_IS_FULL
+        return _note(job, error)
+    return 0
+
+
+def _note(job: Job, error: Exception) -> int:
+    if isinstance(error, MeloraError | TrainingError):
         if state_of(job) != "busy":
             note_failure(job, "bad input" if isinstance(error, MeloraError) else "training", one_line(error))
         print(one_line(error), file=sys.stderr)
         return 1
-    except Exception as error:
-        note_failure(job, "training", f"{type(error).__name__}: {one_line(error)}")
-        raise
-    return 0
+    note_failure(job, "training", f"{type(error).__name__}: {one_line(error)}")
+    raise error
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        # safetensors and pyarrow raise errors of their own, with the system's words.
+        if getattr(error, "errno", None) in _FULL or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _end_with_parent() -> None:

@@ -65,10 +65,16 @@ def disk_needed(prepared: Prepared, args: TrainingArguments) -> int:
     counts = count_parameters(prepared.model)
     trained = (counts.adapter + counts.head) * _FLOAT
     kept = args.save_total_limit or 10
-    # What A and B are measured from lies beside them in every file, without moments.
-    starts = sum(p.numel() for name, p in prepared.model.named_parameters() if name.endswith(START)) * _FLOAT
-    checkpoints = (kept + 1) * (trained * (1 + _MOMENTS) + starts)
-    return checkpoints + trained + starts + tokenizer_bytes(prepared)
+    adapter = adapter_bytes(prepared)
+    return (kept + 1) * (adapter + trained * _MOMENTS) + adapter + tokenizer_bytes(prepared)
+
+
+def adapter_bytes(prepared: Prepared) -> int:
+    """Of an adapter's weights as they are saved, its head included."""
+    counts = count_parameters(prepared.model)
+    # What A and B are measured from lies beside them in every file.
+    starts = sum(p.numel() for name, p in prepared.model.named_parameters() if name.endswith(START))
+    return (counts.adapter + counts.head + starts) * _FLOAT
 
 
 def free_disk(output: str | Path) -> int:

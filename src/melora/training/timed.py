@@ -6,17 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import timer
 
 from ..errors import MeloraError
-from .adapter import adapter_and_head
 from .allocating import with_some_n
 from .arguments import training_arguments
 from .device import prepare_checkpointing
 from .measured import StepClock
-from .memory import tokenizer_bytes
 from .plan import batches_of_evaluation, count_steps
 from .prepare import prepare
 from .recipe import Recipe
@@ -42,14 +38,12 @@ class StepTime:
         evaluation_seconds: of a batch of an evaluation, likewise.
         steps: optimiser steps of the whole run.
         evaluation_batches: batches of one evaluation.
-        checkpoint_bytes: of a checkpoint: weights, optimiser and tokenizer, beside a few small files.
     """
 
     step_seconds: float
     evaluation_seconds: float
     steps: int
     evaluation_batches: int
-    checkpoint_bytes: int
 
 
 def time_step(recipe: Recipe, steps: int = 1) -> StepTime:
@@ -95,7 +89,6 @@ def time_step(recipe: Recipe, steps: int = 1) -> StepTime:
             evaluation_seconds=_evaluation_seconds(trainer),
             steps=count_steps(whole, len(prepared.train)),
             evaluation_batches=batches_of_evaluation(whole, len(prepared.validation)),
-            checkpoint_bytes=_checkpoint_bytes(trainer) + tokenizer_bytes(prepared),
         )
 
 
@@ -113,10 +106,3 @@ def _evaluation_seconds(trainer: AdapterTrainer) -> float:
     start = timer()  # waits for the accelerator first, where there is one
     trainer.prediction_step(model, dict(batch), False)
     return timer() - start
-
-
-def _checkpoint_bytes(trainer: AdapterTrainer) -> int:
-    trained = [parameter for group in adapter_and_head(trainer.model) for parameter in group.values()]
-    state = [] if trainer.args.save_only_model else tree_leaves(trainer.optimizer.state_dict())
-    tensors = [*trained, *(leaf for leaf in state if isinstance(leaf, torch.Tensor))]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
