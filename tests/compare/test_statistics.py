@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from melora.compare.record import Record
-from melora.compare.statistics import average_ranks, overall, summarise
+from melora.compare.statistics import average_ranks, overall, summarise, tasks_that_count
 
 Scored = Callable[..., list[Record]]
 NAN = float("nan")
@@ -112,10 +112,25 @@ def test_a_mean_over_tasks_needs_every_task(scored: Scored) -> None:
         *scored("lora", [0.1, 0.2], "one"),
         *scored("lora", [0.5, NAN], "two"),
         *scored("melora", [0.2, 0.3], "one"),
+        *scored("dora", [0.2, 0.3], "two"),
     ]
-    lora, melora = overall(summarise(records, "lora"), "lora")
+    lora, melora, _ = overall(summarise(records, "lora"), "lora")
     assert (lora.interval.count, lora.interval.mean) == (1, pytest.approx(0.3))  # seed 1 lacks the second task
     assert (melora.interval, melora.rank, melora.against) == (None, None, None)
+
+
+def test_a_task_that_has_begun_takes_the_mean_from_no_one(scored: Scored) -> None:
+    full = [run for method in "abc" for task in ("one", "two") for run in scored(method, [0.5, 0.6], task)]
+    begun = [*full, *scored("a", [0.9], "three")]
+    assert tasks_that_count(summarise(begun, "a")) == ["one", "two"]
+    assert [row.interval.mean for row in overall(summarise(begun, "a"), "a")] == [pytest.approx(0.55)] * 3
+    # A method that lacks a task has no mean, and the task still counts.
+    lacking = [*begun, *scored("b", [0.8], "three"), *scored("d", [0.4, 0.4], "one"), *scored("d", [0.4], "two")]
+    assert tasks_that_count(summarise(lacking, "a")) == ["one", "two"]
+    late = [*full, *scored("d", [0.4, 0.4], "one")]
+    assert tasks_that_count(summarise(late, "a")) == ["one", "two"]
+    assert [row.interval is None for row in overall(summarise(late, "a"), "a")] == [False, False, False, True]
+    assert tasks_that_count([]) == []
 
 
 def test_no_mean_over_tasks_that_get_better_different_ways(scored: Scored) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from melora.compare.record import Record
 from melora.compare.statistics import summarise
-from melora.compare.statistics_parameters import Rivals, pareto_front, rivals
+from melora.compare.statistics_parameters import Rivals, pareto_front, rivals, sizes
 
 Scored = Callable[..., list[Record]]
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
@@ -90,3 +90,12 @@ def test_rivals_of_equal_size_and_score_name_each_other(scored: Scored) -> None:
 
 def test_a_method_without_a_known_size_is_no_rival(scored: Scored) -> None:
     assert list(found([*scored("known", [0.5]), *scored("unknown", [0.9], parameters=None)])) == ["known"]
+
+
+def test_methods_of_one_size_to_within_a_tenth(scored: Scored) -> None:
+    counts = {"a": 100, "b": 1000, "c": 108, "d": 111, "e": 1000, "f": 5000}
+    records = [run for name, count in counts.items() for run in scored(name, [0.5], parameters=count)]
+    assert sizes(summarise(records, "a")) == {100: ["a", "c"], 1000: ["b", "e"]}
+    other = scored("e", [0.5], "another task", parameters=900)
+    assert sizes(summarise([*records, *other], "a")) == {100: ["a", "c"]}
+    assert sizes(summarise(scored("head", [0.5], parameters=0) + scored("none", [0.5], parameters=0), "head")) == {}

@@ -48,7 +48,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Overall:
-    """One method over all tasks that have scores.
+    """One method over the tasks that count (see `tasks_that_count`).
 
     Attributes:
         interval: of the mean over tasks, by seed; None where the method lacks a task or no seed has all tasks, and
@@ -120,10 +120,26 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(found) / len(found) if found else None
 
 
+def tasks_that_count(summaries: Sequence[Summary]) -> list[str]:
+    """The tasks that means and ranks over tasks are of: with the most scores of methods that have all of them.
+
+    A task that has just begun would leave all other methods without a mean; a method that lacks a task takes it from
+    none.
+    """
+    methods: dict[str, set[str]] = {}
+    for summary in summaries:
+        if summary.interval is not None:
+            methods.setdefault(summary.task, set()).add(summary.method)
+    ordered = sorted(methods, key=lambda task: -len(methods[task]))
+    scores = [len(set.intersection(*(methods[task] for task in ordered[:n]))) * n for n in range(1, len(ordered) + 1)]
+    most = max((n for n, score in enumerate(scores, start=1) if score == max(scores)), default=0)
+    return [task for task in methods if task in ordered[:most]]
+
+
 def overall(summaries: Sequence[Summary], reference: str) -> list[Overall]:
-    """Each method over the tasks on which any method has a score, in the order of the summaries."""
-    scored = [summary for summary in summaries if summary.interval is not None]
-    tasks = list(dict.fromkeys(summary.task for summary in scored))
+    """Each method over the tasks that count, in the order of the summaries."""
+    tasks = tasks_that_count(summaries)
+    scored = [summary for summary in summaries if summary.interval is not None and summary.task in tasks]
     ranks = average_ranks(scored)
     by_method: dict[str, list[Summary]] = {}
     for summary in summaries:

@@ -14,8 +14,8 @@ RESAMPLES = 9999
 FEWEST = 3
 METHOD = (
     f"Intervals are {LEVEL:.0%} percentile bootstrap intervals of the mean over seeds ({RESAMPLES:,} resamples, fixed "
-    f"random numbers); fewer than {FEWEST} seeds have none, and with {FEWEST} it is the range of the values, which is "
-    f"narrower than a sound {LEVEL:.0%} interval."
+    f"random numbers); fewer than {FEWEST} seeds have none, and with {FEWEST} it is the range of the values, which "
+    "holds the true mean three times in four: of equal methods one is called a win or a loss in one comparison of four."
 )
 
 

@@ -39,6 +39,25 @@ def pareto_front(points: Sequence[tuple[float, float]], *, greater_is_better: bo
     return front
 
 
+def sizes(summaries: Sequence[Summary]) -> dict[int, list[str]]:
+    """Methods of the same size, each in the order of the summaries: the smallest of them -> two names or more.
+
+    A method belongs to the largest size that it exceeds by no more than a tenth: a learned core adds a little. One
+    whose size is another on another task is left out.
+    """
+    found: dict[str, set[int]] = {}
+    for summary in summaries:
+        if summary.parameters:
+            found.setdefault(summary.method, set()).add(summary.parameters)
+    fixed = {method: next(iter(own)) for method, own in found.items() if len(own) == 1}
+    starts: list[int] = []
+    for size in sorted(set(fixed.values())):
+        if not starts or size > 1.1 * starts[-1]:
+            starts.append(size)
+    groups = {start: [name for name, size in fixed.items() if start <= size <= 1.1 * start] for start in starts}
+    return {start: names for start, names in groups.items() if len(names) > 1}
+
+
 def rivals(summaries: Sequence[Summary]) -> list[Rivals]:
     """For each method of one task that has a score, who does better with no more, and who does as well with least.
 

@@ -4,6 +4,7 @@ from .parts import Fold, Page, Section
 from .sections.all_tasks import all_tasks
 from .sections.costs import costs
 from .sections.curves import curves
+from .sections.equal import equal
 from .sections.front import front
 from .sections.grid import grid
 from .sections.opening import opening
@@ -16,7 +17,7 @@ from .text import block, line
 
 def page_of(study: Study) -> Page:
     """The whole report of a study."""
-    sections = (opening, front, scores, all_tasks, grid, rates, curves, costs, runs, _plan)
+    sections = (opening, front, scores, equal, all_tasks, grid, rates, curves, costs, runs, _plan)
     paragraphs = map(line, block(study.about.description).split("\n\n"))
     return Page(
         title=line(study.about.title) or "Comparison",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from ..about import About
 from ..record import Record
-from ..statistics import Overall, Summary, overall, summarise
+from ..statistics import Overall, Summary, overall, summarise, tasks_that_count
 from .text import line, slugs
 
 
@@ -48,6 +48,10 @@ class Study:
     def scored_tasks(self) -> list[str]:
         """Tasks on which any method has a score."""
         return [task for task in self.tasks if any(summary.interval for summary in self.summaries[task])]
+
+    def counted_tasks(self) -> list[str]:
+        """Those that the means and ranks over tasks are of."""
+        return tasks_that_count([summary for own in self.summaries.values() for summary in own])
 
 
 def study_of(about: About, records: Sequence[Record]) -> Study:

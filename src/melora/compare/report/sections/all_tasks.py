@@ -41,6 +41,10 @@ def _explained(study: Study) -> str:
         "A rank is a method's place by mean score on a task, 1 is best, among the methods that have a score on every "
         "task. The mean over tasks is taken for each seed that has all tasks."
     )
+    counted = study.counted_tasks()
+    others = [task for task in study.scored_tasks() if task not in counted]
+    if others:
+        text += f" Rank and mean are of {listed(counted)}: on {listed(others)} too few methods have a score."
     if len(directions(study)) > 1:
         return f"{text} There is none here: on some tasks more is better, on others less."
     names = metrics(study)

@@ -27,7 +27,8 @@ def scores(study: Study) -> Section:
     tables = tuple(_table(study, task) for task in study.tasks if study.summaries[task])
     text = (
         "Scores are on the untouched split, of the epoch that the validation rows chose. Methods are compared by their "
-        "adapter's parameters, without the head's, which every method trains."
+        "adapter's parameters, without the head's, which every method trains. Intervals are over seeds alone: what "
+        "other test rows would have given is not in them. The last column goes by mean scores, ties or not."
     )
     return Section(
         name="scores",
