@@ -109,6 +109,22 @@ def test_bad_input_is_one_line_before_any_run(
     assert [file for file in (tmp_path / "study").rglob("*") if file.is_file()] == []
 
 
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize("key", ["output", "report"])
+def test_a_folder_that_is_a_file_is_told_in_one_line(
+    melora: Callable[..., Any], study_file: Path, key: str, dry: list[str]
+) -> None:
+    done = melora("compare", study_file, f"{key}={study_file}", *dry)
+    assert done.code == 2
+    assert done.err == f"error: {key} {study_file}: {study_file} is no folder; choose another {key}\n"
+
+
+def test_an_output_that_can_not_be_made(melora: Callable[..., Any], study_file: Path) -> None:
+    done = melora("compare", study_file, "output=/proc/x", "report=/proc/x")
+    assert done.code == 2
+    assert re.fullmatch(r"error: output /proc/x: .*; choose another output\n", done.err)
+
+
 def test_no_study(melora: Callable[..., Any], tmp_path: Path) -> None:
     done = melora("compare", tmp_path / "none.yaml")
     assert (done.code, done.out) == (2, "")

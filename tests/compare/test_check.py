@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from melora.compare.check import check_study
+from melora.compare.check import check_folders, check_study
 from melora.compare.jobs import cells
 from melora.compare.study import Study, parse_study
 from melora.errors import MeloraError
@@ -99,11 +99,20 @@ def test_the_disk_bears_what_runs_and_what_is_kept(make_study: Callable[..., Stu
     assert one < two < both
 
 
-@pytest.mark.parametrize(("output", "told"), [("file", "is no folder"), ("file/study", "is no folder")])
-def test_an_output_that_is_no_folder(study_values: dict[str, Any], tmp_path: Path, output: str, told: str) -> None:
+@pytest.mark.parametrize("key", ["output", "report"])
+@pytest.mark.parametrize("place", ["file", "file/study"])
+def test_a_folder_that_is_none(make_study: Callable[..., Study], tmp_path: Path, key: str, place: str) -> None:
     (tmp_path / "file").write_text("")
-    study_values["output"] = str(tmp_path / output)
-    assert f"file {told}; choose another output" in _message(study_values)
+    with pytest.raises(MeloraError, match=f"{key} .*{place}: .*file is no folder; choose another {key}"):
+        check_folders(make_study(**{key: str(tmp_path / place)}))
+
+
+def test_a_folder_that_takes_no_file(
+    make_study: Callable[..., Study], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    with pytest.raises(MeloraError, match=f"output .*: {tmp_path} can't be written to; choose another output"):
+        check_folders(make_study())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..compare.check import check_study
+from ..compare.check import check_folders, check_study
 from ..compare.estimate import estimate
 from ..compare.executor import Executor, Halt, LocalExecutor
 from ..compare.jobs import Cell, Job, cells
@@ -34,6 +34,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     jobs, threads = _parallel(args)
     for module in ("jinja2", "pyarrow", "scipy"):
         importlib.import_module(module)  # a report that can't be written is better known before the runs than after
+    check_folders(study)
     text = Path(args.study).read_text(encoding="utf-8")
     known = Known(load_archive(study.report_folder))
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _write(study, Searches(study, make=False), known, text, console)
         return 0
     if not args.dry_run:
-        Path(study.output).expanduser().mkdir(parents=True, exist_ok=True)
+        _make_output(study)
     searches = Searches(study, make=not args.dry_run)
     again = failed_jobs(study, searches, known) if args.retry_failed else []
     known = replace(known, again=frozenset(job.run for job in again))
@@ -94,6 +95,13 @@ def _parallel(args: argparse.Namespace) -> tuple[int, int]:
         if value is not None and value < (1 if name == "cpus" else 0):
             raise MeloraError(f"--{name}: must be {1 if name == 'cpus' else 0} or more, got {value:g}")
     return jobs, args.threads or max(1, cores // jobs)
+
+
+def _make_output(study: Study) -> None:
+    try:
+        Path(study.output).expanduser().mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # what no look at rights foretells: a read-only disk, /proc
+        raise MeloraError(f"output {study.output}: can't be made ({error.strerror}); choose another output") from None
 
 
 def _has_work(cell: Cell, searches: Searches, known: Known) -> bool:

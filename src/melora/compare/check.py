@@ -68,7 +68,7 @@ def check_study(study: Study, wanted: Sequence[Cell], *, runs: int = 1, parallel
                 where = f"method {job.method}" + (f", search.space with {others}" if others else "")
                 raise MeloraError(f"task {job.task}, {where}: {error}") from None
     needed = _disk(found, runs, parallel)
-    _check_output(study, needed)
+    _check_disk(study, needed)
     return needed
 
 
@@ -78,13 +78,18 @@ def _disk(found: Sequence[Disk], runs: int, parallel: int) -> int:
     return at_once * running + (runs - at_once) * kept
 
 
-def _check_output(study: Study, needed: int) -> None:
-    place = Path(study.output).expanduser().absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problem = "can't be written to" if place.is_dir() else "is no folder"
-        raise MeloraError(f"output {study.output}: {place} {problem}; choose another output")
+def check_folders(study: Study) -> None:
+    """Raise a MeloraError unless the runs and the report can be written where the study wants them."""
+    for key, folder in (("output", Path(study.output)), ("report", study.report_folder)):
+        place = folder.expanduser().absolute()
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            problem = "can't be written to" if place.is_dir() else "is no folder"
+            raise MeloraError(f"{key} {folder}: {place} {problem}; choose another {key}")
+
+
+def _check_disk(study: Study, needed: int) -> None:
     room = free_disk(study.output)
     if needed > room:
         raise MeloraError(

@@ -109,7 +109,6 @@ def ready_to_score(model: PeftModel) -> PeftModel:
     layers = adalora(model)
     if layers is not None and not hasattr(layers, "trainable_adapter_name"):
         layers.trainable_adapter_name = model.active_adapter
-        _config(model).orth_reg_weight = 0.0  # the penalty is part of training's loss, not of a score
     return model
 
 

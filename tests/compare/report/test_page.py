@@ -384,22 +384,3 @@ def test_runs_of_methods_and_tasks_outside_the_plan_are_shown(written: Write, sm
     about, records = small()
     found = written(replace(about, tasks=(), methods=("LoRA r=8",)), records)
     assert list(found.cells("scores-glue-rte")) == ["LoRA r=8", "MELoRA 8x1"]
-
-
-def test_methods_of_one_size_side_by_side(written: Write, small: Small) -> None:
-    about, records = small("LoRA r=8", "LoRA r=1", "MELoRA 8x1")
-    sizes = {"LoRA r=8": 73_728, "LoRA r=1": 9_216, "MELoRA 8x1": 9_984}
-    records = [replace(run, parameters=sizes[run.method]) for run in records]
-    records = with_scores(with_scores(records, "LoRA r=1", [0.5, 0.6, 0.7]), "MELoRA 8x1", [0.6, 0.7, 0.8])
-    found = written(about, records)
-    (task,) = about.tasks
-    cells = found.cells("equal-parameters")
-    assert list(cells) == ["MELoRA 8x1 minus LoRA r=1"]
-    assert cells["MELoRA 8x1 minus LoRA r=1"][task] == "+0.1000 [+0.1000, +0.1000], win"
-    assert cells["MELoRA 8x1 minus LoRA r=1"]["Adapter parameters"] == "9,216"
-
-
-def test_no_table_of_equal_sizes_where_there_are_none(written: Write, small: Small) -> None:
-    about, records = small("LoRA r=8", "LoRA r=1")
-    different = [replace(run, parameters=100 if run.method == "LoRA r=1" else 800) for run in records]
-    assert "equal-parameters" not in [section.name for section in written(about, different).page.sections]
