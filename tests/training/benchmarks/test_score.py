@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
+import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
@@ -103,6 +105,22 @@ def test_scores_go_into_the_run_and_its_card_once(run: Path, data_folder: Path) 
     names = [result.dataset_name for result in after.data.eval_results]
     assert names == [*(result.dataset_name for result in before.data.eval_results), *tasks]
     yaml.safe_load(text.split("---\n")[1])
+
+
+def test_answers_after_a_space_count_in_bbh_fewshot(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte-level tokenizers decode "A: True" to " True": compared as they are, lm-eval's scores would all be 0."""
+    from lm_eval.models.huggingface import HFLM
+
+    shots = Path(lm_eval.tasks.__file__).parent / "bbh" / "fewshot"
+    tasks = [yaml.load(file.read_text(), yaml.BaseLoader)["dataset_name"] for file in shots.glob("[!_]*.yaml")]
+    rows = [{"task": task, "input": "1 is 1 is", "target": target} for task in tasks for target in ("True", "False")]
+    (tmp_path / "bbh").mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "bbh" / "test.parquet")
+    monkeypatch.setattr(HFLM, "generate_until", lambda self, requests, **_: [" True"] * len(requests))
+    scores = benchmark(run, Options(("bbh_fewshot",), tmp_path, num_fewshot=1))["scores"]
+    assert len(scores) == len(tasks) + 1 == 28
+    assert {row["metric"] for row in scores} == {"exact_match (remove_whitespace)"}
+    assert {row["value"] for row in scores} == {0.5}
 
 
 def test_memory_errors_halve_the_batch(

@@ -1,4 +1,7 @@
-"""lm-eval's own task definitions on rows from a local folder in place of the hub's: same prompts, shots and metrics."""
+"""lm-eval's own task definitions on rows from a local folder in place of the hub's: same prompts, shots and metrics.
+
+One correction: the answers of bbh_fewshot lose the space before them, see `_without_spaces`.
+"""
 
 import copy
 from collections.abc import Callable
@@ -16,6 +19,8 @@ from .humaneval import HUMANEVAL
 
 MMLU = "cais/mmlu"
 _MMLU_SHOTS = 5  # the published protocol; lm-eval's definition leaves the number open, which would be none
+_BBH_ANSWERS = "bbh_fewshot"
+_STRIP = "remove_whitespace"  # lm-eval's own filter; its name stands beside the metric's
 
 
 def local_tasks(folder: Path | None) -> TaskManager:
@@ -52,12 +57,28 @@ class _LocalFactory(TaskFactory):
             config = {**HUMANEVAL, **(overrides or {}), "metadata": {"version": 1.0, "config_source": "melora"}}
         else:
             config = super()._load_full_config(entry, overrides)
+        if entry.name.startswith(_BBH_ANSWERS):
+            _without_spaces(config)
         source = config.get("dataset_path")
         if source == MMLU and "task" in config and config.get("num_fewshot") is None:
             config["num_fewshot"] = _MMLU_SHOTS
         if source in self.found:
             config["custom_dataset"] = partial(self.found[source], config.get("dataset_name"))
         return config
+
+
+def _without_spaces(config: dict[str, Any]) -> None:
+    """Compare a task's answers without the white space around them, and have its group average those scores.
+
+    The prompt ends in "A:", so byte-level tokenizers (GPT-2's, Llama 3's, SmolLM2's) decode every answer with a space
+    before it, and lm-eval 0.4.13 compares it as it is with the target, which has none: each score would be 0.
+    """
+    if "aggregate_metric_list" in config:
+        config["aggregate_metric_list"] = [
+            {**metric, "filter_list": [_STRIP]} for metric in config["aggregate_metric_list"]
+        ]
+    elif not config.get("filter_list"):
+        config["filter_list"] = [{"name": _STRIP, "filter": [{"function": _STRIP}, {"function": "take_first"}]}]
 
 
 def _found(folder: Path) -> dict[str, Callable[..., Any]]:
