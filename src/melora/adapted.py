@@ -68,7 +68,7 @@ class AdaptedLayer(nn.Module, MergingLayer):
 
     def adapter_output(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """One adapter's share of the output, scaled."""
-        raise NotImplementedError
+        raise NotImplementedError  # layers whose adapted_forward is their own are never asked
 
     def mixed_forward(self, x: torch.Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Any:
         """Row i of the batch goes through adapter_names[i]; "__base__", and names not in this layer, through none."""

@@ -59,7 +59,7 @@ def test_marks_keep_our_rows_alone() -> None:
     def some_test() -> None: ...
 
     repoint_marks(some_test)
-    rows = {mark.args[0]: mark.args[1] for mark in some_test.pytestmark}  # type: ignore[attr-defined]
+    rows = {mark.args[0]: mark.args[1] for mark in some_test.pytestmark}  # type: ignore[attr-defined]  # pytest sets it
     assert rows == {("config_cls", "kwargs"): [(StandIn, {}), (StandIn, {"r": 4})], "flag": [False, True]}
 
 
@@ -87,7 +87,7 @@ def test_stand_in_takes_what_lora_takes() -> None:
     assert (config.r, config.n, config.init_weights, config.asked_for_lora) == (8, 2, "gaussian", [])
     assert StandIn(use_dora=True, init_lora_weights="pissa").asked_for_lora == ["init_lora_weights=pissa", "use_dora"]
     assert lora_only({"init_lora_weights": True, "r": 3}) == []
-    assert config.use_dora is False  # type: ignore[attr-defined]
+    assert config.use_dora is False  # type: ignore[attr-defined]  # not a field
     assert "use_dora" not in config.to_dict()
 
 
