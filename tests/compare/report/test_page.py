@@ -54,6 +54,21 @@ def test_the_summary_counts_runs_and_verdicts(written: Write, made_up: Any) -> N
     ]
 
 
+def test_the_summary_tells_of_seeds_that_wait_for_a_search(written: Write, small: Small, made_up: Any) -> None:
+    about, records = small("LoRA r=8", "LoRA r=1", "MELoRA 8x1")
+    waiting = "more runs are planned once"
+    assert waiting not in paragraphs(written(about, records), "summary")
+    begun = [
+        made_up.missing(replace(run, chosen=False)) if run.method != "LoRA r=8" else run
+        for run in records
+        if run.seed == about.seeds[0] or run.method == "LoRA r=8"
+    ]
+    told = paragraphs(written(about, begun), "summary")
+    assert f"At least {2 * (len(about.seeds) - 1)} {waiting} 2 searches have ended: the other seeds." in told
+    last = [made_up.missing(run) if run.seed == about.seeds[-1] else run for run in records]
+    assert waiting not in paragraphs(written(about, last), "summary"), "every search has ended"
+
+
 def test_scores_of_a_task_by_hand(written: Write, small: Small) -> None:
     about, records = small("LoRA r=8", "LoRA r=1", "MELoRA 8x1")
     for method, scores in (

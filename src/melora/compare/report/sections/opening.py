@@ -33,7 +33,19 @@ def _runs(study: Study) -> str:
         f"{amount(len(study.methods), 'method', 'methods')}, "
         f"{amount(len(study.tasks), 'task', 'tasks')} ({listed(study.tasks) or 'none'}); "
         + (f"{len(scored)} with a score on the untouched split." if scored else "none with a score yet.")
+        + _still_to_plan(study)
     )
+
+
+def _still_to_plan(study: Study) -> str:
+    """The runs that no record stands for yet: the other seeds of a setting that a search has still to choose."""
+    cells = {(record.task, record.method) for record in study.records if record.status == "missing"}
+    searches = len(cells - {(record.task, record.method) for record in study.records if record.chosen})
+    seeds = len(study.about.seeds) - 1
+    if not searches or seeds < 1:
+        return ""
+    more = amount(searches * seeds, "more run is", "more runs are")
+    return f" At least {more} planned once {amount(searches, 'search has', 'searches have')} ended: the other seeds."
 
 
 def _compared(study: Study, others: list[Overall]) -> str:
