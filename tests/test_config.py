@@ -72,8 +72,11 @@ def test_bad_alpha(value: Any) -> None:
         ({"init_weights": "orthogonal"}, "init_weights must be True, False, 'gaussian', 'pissa', .* got 'orthogonal'"),
         ({"init_weights": "pissa_niter_"}, "'pissa_niter_N' .* got 'pissa_niter_'"),
         ({"init_weights": 1}, "init_weights must be .* got 1"),
-        ({"init_weights": "pissa", "mixing": "learned"}, "init_weights='pissa' starts from diagonal blocks, which mix"),
-        ({"init_weights": "olora", "permute": "strided"}, "and permute='strided' do not keep to: set both to 'none'"),
+        (
+            {"init_weights": "pissa", "mixing": "learned"},
+            "starts from the minis' own blocks, and mixing='learned' adds",
+        ),
+        ({"init_weights": "olora", "permute": "correlation"}, "permute='correlation' finds only later: set permute to"),
         ({"layers_pattern": "layers"}, "`layers_to_transform` must also be specified"),
         (
             {"target_modules": ".*q", "layers_pattern": "h"},

@@ -23,8 +23,10 @@ def config(init: str, **kwargs: Any) -> MeloraConfig:
     return MeloraConfig(**{"r": 2, "n": 2, "lora_alpha": 3, "target_modules": TARGETS, "init_weights": init, **kwargs})
 
 
-def blocks(weight: torch.Tensor, n: int) -> list[torch.Tensor]:
-    """The diagonal blocks of a (d_out, d_in) weight, by a loop."""
+def blocks(weight: torch.Tensor, n: int, permute: str = "none") -> list[torch.Tensor]:
+    """The minis' blocks of a (d_out, d_in) weight, by a loop."""
+    if permute == "strided":
+        return [weight[i::n, i::n] for i in range(n)]
     rows, columns = weight.shape[0] // n, weight.shape[1] // n
     return [weight[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns] for i in range(n)]
 
@@ -51,13 +53,21 @@ def train(model: nn.Module, steps: int = 3, rate: float = 0.05) -> None:
         optimizer.step()
 
 
+@pytest.fixture(params=["none", "strided"])
+def permute(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_8", "olora"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_output_is_unchanged_and_the_base_too(make_mlp: Callable[..., nn.Module], init: str, rslora: bool) -> None:
+def test_output_is_unchanged_and_the_base_too(
+    make_mlp: Callable[..., nn.Module], init: str, rslora: bool, permute: str
+) -> None:
     base = make_mlp().double()
     x = torch.randn(5, 24, dtype=torch.float64)
     wanted, before = base(x), copy.deepcopy(base.state_dict())
-    model = get_peft_model(base, config(init, use_rslora=rslora, n_pattern={"first": 4}, rank_pattern={"head": 1}))
+    own = config(init, use_rslora=rslora, permute=permute, n_pattern={"first": 4}, rank_pattern={"head": 1})
+    model = get_peft_model(base, own)
     assert torch.equal(model(x), wanted)
     train(model)
     assert (model(x) - wanted).abs().max() > 1e-3
@@ -68,14 +78,17 @@ def test_output_is_unchanged_and_the_base_too(make_mlp: Callable[..., nn.Module]
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-def test_pissa_is_the_best_approximation_of_every_block(make_mlp: Callable[..., nn.Module], rslora: bool) -> None:
-    model = get_peft_model(make_mlp(), config("pissa", use_rslora=rslora, n_pattern={"first": 4}))
+def test_pissa_is_the_best_approximation_of_every_block(
+    make_mlp: Callable[..., nn.Module], rslora: bool, permute: str
+) -> None:
+    own = config("pissa", use_rslora=rslora, permute=permute, n_pattern={"first": 4})
+    model = get_peft_model(make_mlp(), own)
     for name in TARGETS:
         layer = model.base_model.model.get_submodule(name)
         A, B = weights(model, name)
         n = layer.n["default"]
         assert len(A) == n == (4 if name == "first" else 2)
-        for i, block in enumerate(blocks(dense(model, name), n)):
+        for i, block in enumerate(blocks(dense(model, name), n, permute)):
             U, S, Vt = np.linalg.svd(block.double().numpy())
             best = (U[:, :2] * S[:2]) @ Vt[:2]
             scaling = 3 / 2**0.5 if rslora else 3 / 2

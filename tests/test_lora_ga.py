@@ -52,20 +52,28 @@ def true_gradient(base: nn.Module, name: str) -> torch.Tensor:
     return gradient.T if name == "middle" else gradient
 
 
-def diagonal(matrix: torch.Tensor, n: int) -> list[np.ndarray]:
+@pytest.fixture(params=["none", "strided"])
+def permute(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def diagonal(matrix: torch.Tensor, n: int, permute: str) -> list[np.ndarray]:
+    """The minis' blocks, by a loop."""
+    if permute == "strided":
+        return [matrix[i::n, i::n].detach().numpy() for i in range(n)]
     rows, columns = matrix.shape[0] // n, matrix.shape[1] // n
     return [matrix[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns].detach().numpy() for i in range(n)]
 
 
-def test_starts_are_singular_vectors_of_the_gradient(base: nn.Module) -> None:
+def test_starts_are_singular_vectors_of_the_gradient(base: nn.Module, permute: str) -> None:
     plain = copy.deepcopy(base)
     wanted = base(batches()[0][0])
-    preprocess_lora_ga(base, config(), batches(), loss=loss)
-    model = get_peft_model(base, config())
+    preprocess_lora_ga(base, config(permute=permute), batches(), loss=loss)
+    model = get_peft_model(base, config(permute=permute))
     assert torch.equal(model(batches()[0][0]), wanted)
     for name in TARGETS:
         A, B = model.base_model.model.get_submodule(name).mini_factors("default")
-        for i, block in enumerate(diagonal(true_gradient(plain, name), 3)):
+        for i, block in enumerate(diagonal(true_gradient(plain, name), 3, permute)):
             U, _, Vt = np.linalg.svd(block)
             scale = block.shape[0] ** 0.25 / 4
             for found, vector in ((A.weight[i, 0], Vt[0]), (B.weight[i, :, 0], U[:, 1])):
@@ -73,11 +81,12 @@ def test_starts_are_singular_vectors_of_the_gradient(base: nn.Module) -> None:
                 np.testing.assert_allclose(found.detach().numpy(), sign * scale * vector, atol=1e-5)
 
 
-def test_the_first_step_goes_along_the_best_rank_2r_part_of_the_gradient(base: nn.Module) -> None:
+def test_the_first_step_goes_along_the_best_rank_2r_part_of_the_gradient(base: nn.Module, permute: str) -> None:
     """The paper's theorem: with one small step of gradient descent, each block moves along -G_ii cut to rank 2r."""
     plain = copy.deepcopy(base)
-    preprocess_lora_ga(base, config(), batches(), loss=loss)
-    ours, usual = get_peft_model(base, config()), get_peft_model(copy.deepcopy(plain), config(init_weights=True))
+    preprocess_lora_ga(base, config(permute=permute), batches(), loss=loss)
+    ours = get_peft_model(base, config(permute=permute))
+    usual = get_peft_model(copy.deepcopy(plain), config(permute=permute, init_weights=True))
     cosines: dict[str, list[float]] = {"ours": [], "usual": []}
     for kind, model in (("ours", ours), ("usual", usual)):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -86,9 +95,9 @@ def test_the_first_step_goes_along_the_best_rank_2r_part_of_the_gradient(base: n
         optimizer.step()
         for name in TARGETS:
             layer = model.base_model.model.get_submodule(name)
-            for moved, block in zip(
-                layer.delta_blocks("default").detach().numpy(), diagonal(true_gradient(plain, name), 3), strict=True
-            ):
+            update = layer.get_delta_weight("default")
+            found = diagonal(update.T if name == "middle" else update, 3, permute)
+            for moved, block in zip(found, diagonal(true_gradient(plain, name), 3, permute), strict=True):
                 U, S, Vt = np.linalg.svd(block, full_matrices=False)
                 best = -(U[:, :2] * S[:2]) @ Vt[:2]
                 cosines[kind].append(float((moved * best).sum() / np.linalg.norm(moved) / np.linalg.norm(best)))
@@ -164,6 +173,15 @@ def test_bad_gradients_are_refused(
         preprocess_lora_ga(base, config(), gradients=gradients)
     with pytest.raises(MeloraError, match="there is none"):
         get_peft_model(base, config())
+
+
+def test_a_gradient_that_is_0_on_a_permuted_block_is_refused(base: nn.Module) -> None:
+    gradients = {name: true_gradient(base, name).clone() for name in TARGETS}
+    gradients["head"][2:4, 16:32] = 0.0
+    preprocess_lora_ga(copy.deepcopy(base), config(permute="strided"), gradients=gradients)
+    gradients["head"][1::3, 1::3] = 0.0
+    with pytest.raises(MeloraError, match=r"^head: the gradient is 0 on the block of mini 1"):
+        preprocess_lora_ga(base, config(permute="strided"), gradients=gradients)
 
 
 def test_bad_arguments_are_refused(base: nn.Module) -> None:

@@ -24,6 +24,7 @@ from .test_layer_types import CASES, Case, layers
 from .test_mixing import CONV1D, LINEAR, NEAR, SETTINGS, update_by_loops
 
 MIXINGS = {"none": {"n": 4, "r": 2}, **SETTINGS}
+STARTED: dict[str, Any] = {"n": 4, "r": 1, "permute": "strided", "init_weights": "pissa"}
 
 
 @pytest.fixture(params=["strided", "correlation"])
@@ -152,6 +153,54 @@ def test_mixed_batches_and_several_adapters(permute: str, mixed: dict[str, Any])
     y = model(x)
     model.merge_adapter()
     torch.testing.assert_close(model(x), y, **NEAR)
+
+
+def moved(model: Any) -> Any:
+    """The model with every trained number elsewhere."""
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+    return model
+
+
+def test_minis_that_start_from_permuted_blocks_do_all_the_same(case: Case, tmp_path: Path) -> None:
+    model, base, x = moved(case.model(**STARTED)), case.base(), case.inputs()
+    (layer,) = layers(model).values()
+    dense, expected = update(layer), model(x)
+    torch.testing.assert_close(expected, base(x) + x @ dense.T, **NEAR)
+    model.save_pretrained(tmp_path / "a")
+    plain = tmp_path / "plain"
+    model.save_pretrained(plain, path_initial_model_for_weight_conversion=str(tmp_path / "initial"))
+    for folder in (tmp_path / "a", plain):
+        for load in (load_adapter, PeftModel.from_pretrained):
+            torch.testing.assert_close(load(case.base(), str(folder))(x), expected, **NEAR)
+    assert inspect_adapter(tmp_path / "a").parameters == model.get_nb_trainable_parameters()[0]
+    assert export_lora(tmp_path / "a", tmp_path / "lora").rank == 8
+    torch.testing.assert_close(PeftModel.from_pretrained(case.base(), str(tmp_path / "lora"))(x), expected, **NEAR)
+    swapped = case.model(**STARTED)
+    hotswap_adapter(swapped, str(tmp_path / "a"), adapter_name="default")
+    torch.testing.assert_close(swapped(x), expected, **NEAR)
+    for safe_merge in (True, False):
+        model.merge_adapter(safe_merge=safe_merge)
+        torch.testing.assert_close(model(x), expected, **NEAR)
+        model.unmerge_adapter()
+    model.load_adapter(str(tmp_path / "a"), "second")
+    model.add_weighted_adapter(["default", "second"], [0.5, 2.0], "sum", combination_type="cat")
+    model.set_adapter("sum")
+    torch.testing.assert_close(model(x), base(x) + 2.5 * (expected - base(x)), **NEAR)
+
+
+def test_a_mixed_batch_of_minis_that_start_from_permuted_blocks() -> None:
+    model, x = moved(LINEAR.model(**STARTED)), LINEAR.inputs()
+    model.add_adapter("plain", MeloraConfig(n=4, r=2, init_weights=False, target_modules=["layer"]))
+    names = ["default", "__base__", "plain"]
+    y = model(x, adapter_names=names)
+    torch.testing.assert_close(y[0], model(x)[0], **NEAR)
+    torch.testing.assert_close(y[1], LINEAR.base()(x)[1], **NEAR)
+    model.set_adapter("plain")
+    torch.testing.assert_close(y[2], model(x)[2], **NEAR)
 
 
 def compiled(model: Any) -> Any:

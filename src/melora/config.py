@@ -69,7 +69,7 @@ class MeloraConfig(PeftConfig):
             the formulas): "pissa" by the singular values of the weight ("pissa_niter_N": approximate, in N
             iterations), "olora" by its QR decomposition, "lora_ga" by the singular vectors of its gradient, for which
             `melora.preprocess_lora_ga(model, config, batches)` comes first. Unlike PEFT's, they leave the base weight
-            as it is, so a saved adapter needs no conversion. Not with mixing or permute.
+            as it is, so a saved adapter needs no conversion. Not with mixing or permute="correlation".
         layers_to_transform: indexes of the layers to adapt, when target_modules is a list.
         layers_pattern: name of the model's list of layers, when layers_to_transform is given.
         rank_pattern: {name or regular expression: r} for modules that differ.
@@ -168,11 +168,7 @@ class MeloraConfig(PeftConfig):
         if not is_init(self.init_weights):
             raise MeloraError(f"init_weights must be {INIT_WEIGHTS}, got {self.init_weights!r}")
         self._awaits_tensors = bool(self.inference_mode)
-        if has_start(self.init_weights) and (self.mixing, self.permute) != ("none", "none"):
-            raise MeloraError(
-                f"init_weights={self.init_weights!r} starts from diagonal blocks, which mixing={self.mixing!r} and "
-                f"permute={self.permute!r} do not keep to: set both to 'none', or init_weights=True"
-            )
+        self._check_start()
         if isinstance(self.target_modules, list | tuple):
             self.target_modules = set(self.target_modules)
         if isinstance(self.exclude_modules, list | tuple):
@@ -182,6 +178,20 @@ class MeloraConfig(PeftConfig):
                 f"target_parameters must be a list of names, got {self.target_parameters!r}: put it in a list"
             )
         self._check_layer_selection()
+
+    def _check_start(self) -> None:
+        if not has_start(self.init_weights):
+            return
+        if self.mixing != "none":
+            raise MeloraError(
+                f"init_weights={self.init_weights!r} starts from the minis' own blocks, and mixing={self.mixing!r} "
+                "adds others: set mixing to 'none', or init_weights to True"
+            )
+        if self.permute == "correlation":
+            raise MeloraError(
+                f"init_weights={self.init_weights!r} starts from blocks that permute='correlation' finds only later: "
+                "set permute to 'strided' or 'none', or init_weights to True"
+            )
 
     def _check_layer_selection(self) -> None:
         # Each message starts with PEFT's own words: code written for LoRA looks for them.

@@ -185,7 +185,7 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
                 source = gradient_of(base) if init_weights == "lora_ga" else self.get_base_weight()
                 if source is not None and not source.is_meta:
                     weight = source if init_weights != "lora_ga" else self.in_base_layout(source)
-                    blocks = self.changed_part(weight, adapter_name)
+                    blocks = self.start_blocks(weight, adapter_name)
                     matrices = wide(blocks.reshape(*B.shape[:-1], -1))
                     starts = start_factors(init_weights, matrices, self.r[adapter_name], self.scaling[adapter_name])
                     for parameter, start in zip((A, B), starts, strict=True):
@@ -269,6 +269,10 @@ class MeloraLayer(PartsLayer, BaseTunerLayer):
         """The part of a base weight that an adapter changes: a view, in the order of `delta_blocks`."""
         part = self.blocks_of if self.mixing[adapter] == "none" else self.grid_of
         return part(weight, self.n[adapter])
+
+    def start_blocks(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
+        """The block of a base weight, or of its gradient in the same layout, that each mini starts from: (n, ...)."""
+        return self.changed_part(weight, adapter)
 
     def updated_weight(self, active: list[str]) -> torch.Tensor:
         """W + dW of the active adapters, as a new tensor through which the factors get their gradients."""

@@ -65,6 +65,11 @@ def strided(size: int, n: int) -> torch.Tensor:
     return torch.arange(size).view(-1, n).T.flatten()
 
 
+def strided_blocks(weight: torch.Tensor, n: int) -> torch.Tensor:
+    """The block of (d_out, d_in) that each mini has in the strided order: (n, d_out / n, d_in / n), a copy."""
+    return torch.stack([weight[i::n, i::n] for i in range(n)])
+
+
 def unordered_side(order: torch.Tensor, d_in: int, d_out: int) -> str | None:
     """The side, "input" or "output", of which `order` (of Permutation.weight) does not hold every channel once."""
     for side, part in zip(("input", "output"), order.split([d_in, d_out]), strict=True):
