@@ -76,6 +76,7 @@ def test_bad_alpha(value: Any) -> None:
             {"init_weights": "pissa", "mixing": "learned"},
             "starts from the minis' own blocks, and mixing='learned' adds",
         ),
+        ({"init_weights": "lora_ga", "mixing": "shuffle", "r": 8}, "and mixing='shuffle' adds others: set mixing"),
         ({"init_weights": "olora", "permute": "correlation"}, "permute='correlation' finds only later: set permute to"),
         ({"layers_pattern": "layers"}, "`layers_to_transform` must also be specified"),
         (

@@ -365,9 +365,3 @@ def test_a_damaged_core_in_a_file_is_refused(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"learned"', '"none"'))
     with pytest.raises(MeloraError, match=r"unexpected tensor .*melora_C"):
         load_adapter(LINEAR.base(), tmp_path)
-
-
-@pytest.mark.parametrize("changes", [{"mixing": "learned"}, {"permute": "strided"}])
-def test_a_start_from_diagonal_blocks_goes_without_mixing(changes: dict[str, Any]) -> None:
-    with pytest.raises(MeloraError, match="init_weights='pissa' starts from diagonal blocks, which mixing="):
-        MeloraConfig(init_weights="pissa", **changes)
