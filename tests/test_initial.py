@@ -53,13 +53,9 @@ def train(model: nn.Module, steps: int = 3, rate: float = 0.05) -> None:
         optimizer.step()
 
 
-@pytest.fixture(params=["none", "strided"])
-def permute(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_8", "olora"])
 @pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("permute", ["none", "strided"])
 def test_output_is_unchanged_and_the_base_too(
     make_mlp: Callable[..., nn.Module], init: str, rslora: bool, permute: str
 ) -> None:
@@ -78,6 +74,7 @@ def test_output_is_unchanged_and_the_base_too(
 
 
 @pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("permute", ["none", "strided"])
 def test_pissa_is_the_best_approximation_of_every_block(
     make_mlp: Callable[..., nn.Module], rslora: bool, permute: str
 ) -> None:

@@ -24,7 +24,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def step(model: nn.Module, case: Case) -> None:
+def step(model: nn.Module) -> None:
     """Moves every trained number."""
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_the_start_is_that_of_every_block_and_changes_nothing(case: Case, init: 
 
 def test_trains_saves_loads_merges_and_exports(case: Case, tmp_path: Path) -> None:
     model = case.model(n=2, init_weights="pissa")
-    step(model, case)
+    step(model)
     x = case.inputs()
     wanted = model(x).detach()
     assert (wanted - case.base()(x)).abs().max() > 1e-2

@@ -13,6 +13,8 @@ from torch import nn
 
 from melora import MeloraConfig, MeloraError, preprocess_lora_ga
 
+from .test_initial import blocks
+
 TARGETS = ["first", "middle", "head"]  # the middle one is a Conv1D
 
 
@@ -52,19 +54,11 @@ def true_gradient(base: nn.Module, name: str) -> torch.Tensor:
     return gradient.T if name == "middle" else gradient
 
 
-@pytest.fixture(params=["none", "strided"])
-def permute(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 def diagonal(matrix: torch.Tensor, n: int, permute: str) -> list[np.ndarray]:
-    """The minis' blocks, by a loop."""
-    if permute == "strided":
-        return [matrix[i::n, i::n].detach().numpy() for i in range(n)]
-    rows, columns = matrix.shape[0] // n, matrix.shape[1] // n
-    return [matrix[i * rows : (i + 1) * rows, i * columns : (i + 1) * columns].detach().numpy() for i in range(n)]
+    return [block.detach().numpy() for block in blocks(matrix, n, permute)]
 
 
+@pytest.mark.parametrize("permute", ["none", "strided"])
 def test_starts_are_singular_vectors_of_the_gradient(base: nn.Module, permute: str) -> None:
     plain = copy.deepcopy(base)
     wanted = base(batches()[0][0])
@@ -81,6 +75,7 @@ def test_starts_are_singular_vectors_of_the_gradient(base: nn.Module, permute: s
                 np.testing.assert_allclose(found.detach().numpy(), sign * scale * vector, atol=1e-5)
 
 
+@pytest.mark.parametrize("permute", ["none", "strided"])
 def test_the_first_step_goes_along_the_best_rank_2r_part_of_the_gradient(base: nn.Module, permute: str) -> None:
     """The paper's theorem: with one small step of gradient descent, each block moves along -G_ii cut to rank 2r."""
     plain = copy.deepcopy(base)

@@ -11,7 +11,7 @@ from .factors import wide
 from .fusion import dense_weight, is_fresh, may_add
 from .ops import add_block_lora, block_lora, routed_block_lora
 from .ops.mixing import dense_columns
-from .permutation import lora_of, strided_blocks
+from .permutation import lora_of, mini_blocks
 from .shapes import block_grid
 
 
@@ -126,9 +126,8 @@ class Linear(AdaptedLayer):
         return super().changed_part(weight, adapter) if self.permute[adapter] == "none" else self.blocks_of(weight, 1)
 
     def start_blocks(self, weight: torch.Tensor, adapter: str) -> torch.Tensor:
-        if self.permute[adapter] == "none":
-            return super().start_blocks(weight, adapter)
-        return strided_blocks(self.blocks_of(weight, 1)[0], self.n[adapter])
+        matrix = self.in_base_layout(weight)  # (d_out, d_in): transposing undoes itself
+        return mini_blocks(matrix, self.n[adapter], self.permute[adapter])
 
     def grid_of(self, weight: torch.Tensor, n: int) -> torch.Tensor:
         return block_grid(weight.T if isinstance(self.get_base_layer(), Conv1D) else weight, n)

@@ -13,8 +13,7 @@ from .errors import MeloraError
 from .gradients import weight_gradients
 from .initial import keep_gradient
 from .layer import MeloraLayer
-from .permutation import strided_blocks
-from .shapes import block_grid, diagonal_of
+from .permutation import mini_blocks
 from .targets import check_targets, module_settings, targeted_modules, with_default_targets
 
 
@@ -89,8 +88,7 @@ def _check(name: str, base: nn.Module, gradient: torch.Tensor | None, config: Me
     if not torch.isfinite(gradient).all():
         raise MeloraError(f"{name}: its gradient holds NaN or infinity; measure it again, in bfloat16 or float32")
     _, n, _ = module_settings(config, name)
-    blocks = strided_blocks(gradient, n) if config.permute == "strided" else diagonal_of(block_grid(gradient, n))
-    zero = (blocks == 0).flatten(1).all(1)
+    zero = (mini_blocks(gradient, n, config.permute) == 0).flatten(1).all(1)
     if zero.any():
         raise MeloraError(
             f"{name}: the gradient is 0 on the block of mini {int(zero.nonzero()[0])}, so it has no directions to "

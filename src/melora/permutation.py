@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .errors import MeloraError
+from .shapes import block_grid, diagonal_of
 
 
 class Permutation(nn.Module):
@@ -65,8 +66,14 @@ def strided(size: int, n: int) -> torch.Tensor:
     return torch.arange(size).view(-1, n).T.flatten()
 
 
-def strided_blocks(weight: torch.Tensor, n: int) -> torch.Tensor:
-    """The block of (d_out, d_in) that each mini has in the strided order: (n, d_out / n, d_in / n), a copy."""
+def mini_blocks(weight: torch.Tensor, n: int, permute: str) -> torch.Tensor:
+    """The block of a (d_out, d_in) weight that each mini has: (n, d_out / n, d_in / n).
+
+    Args:
+        permute: "none" or "strided".
+    """
+    if permute == "none":
+        return diagonal_of(block_grid(weight, n))
     return torch.stack([weight[i::n, i::n] for i in range(n)])
 
 
