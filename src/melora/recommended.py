@@ -14,7 +14,7 @@ from .targets import targeted_modules, with_default_targets
 
 # From results/glue-minilm (STS-B, CoLA, MRPC and SST-2, MiniLM-L6, three seeds): of the MELoRAs measured the one with
 # the best mean over the four. Against LoRA r=8, with half its parameters, two ties, a win and a loss; against LoRA
-# r=4, with as many, three ties and a loss. The table is in docs/choosing.md; change both together.
+# r=4, with as many, three ties and a loss. The table is in docs/scores.md; change both together.
 N, R, ALPHA = 2, 4, 16
 
 
