@@ -251,7 +251,8 @@ class MeloraConfig(PeftConfig):
         learning rate (1e-3 on CoLA and RTE, else 3e-3 for this one): the best mean of the MELoRAs. That is five tasks
         and one small model, and LoRA r=4 of as many parameters ties with it on four and wins on MRPC; docs/choosing.md
         tells what was found, and docs/compare.md how to ask for yours. Where 2 does not divide the sizes of every
-        target, n is 1.
+        target, n is 1. The options stay off: of them permute alone helped, and not with two blocks
+        (results/options-minilm). For 8 blocks, where bytes count most: n=8, r=1, permute="strided".
 
         Args:
             model: the base model.
