@@ -249,7 +249,10 @@ def test_the_best_of_methods_with_the_same_n_and_r_stands_in_the_grid(
     records = [replace(run, n=4, r=2, greater_is_better=greater) if run.n == 2 else run for run in records]
     records = [replace(run, greater_is_better=greater) for run in records]
     rows = {row[1:3]: row[4] for row in written(about, records).table("grid-table").rows}
-    assert rows["4", "2"] == ("2.0000 [2.0000, 2.0000]" if greater else "1.0000 [1.0000, 1.0000]")
+    assert rows["4", "2"] == (
+        "2.0000 [2.0000, 2.0000], MELoRA 2x4" if greater else "1.0000 [1.0000, 1.0000], MELoRA 4x2"
+    )
+    assert "MELoRA" not in rows["8", "1"]
 
 
 def test_rates_by_hand(written: Write, small: Small, made_up: Any) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 
 from ...statistics import Summary
 from ..drawing.heat import draw_heat
@@ -13,7 +14,7 @@ from .common import directions
 
 _TEXT = (
     "n is the number of minis and r the rank of one; the equivalent rank, n r, stands in each cell. A deeper cell is "
-    "better. Where several methods share n and r, the best stands."
+    "better. Where several methods share n and r, the best stands; the table names it."
 )
 
 
@@ -33,17 +34,26 @@ def _is_melora(study: Study, method: str) -> bool:
     return any(record.method == method and record.peft_method == "melora" for record in study.records)
 
 
+def _scored(study: Study, task: str) -> dict[tuple[int, int], list[Summary]]:
+    """(n, r) -> the summaries of the MELoRA methods that have scores there."""
+    found: dict[tuple[int, int], list[Summary]] = {}
+    for summary in study.summaries[task]:
+        if summary.interval and summary.n and summary.r and _is_melora(study, summary.method):
+            found.setdefault((summary.n, summary.r), []).append(summary)
+    return found
+
+
 def _cells(study: Study, task: str) -> dict[tuple[int, int], Summary]:
     """(n, r) -> the best MELoRA method's summary."""
-    found: dict[tuple[int, int], Summary] = {}
-    for summary in study.summaries[task]:
-        if summary.interval is None or not summary.n or not summary.r or not _is_melora(study, summary.method):
-            continue
-        place, mean = (summary.n, summary.r), summary.interval.mean
-        other = found[place].interval if place in found else None
-        if other is None or (mean > other.mean) == summary.greater_is_better:
-            found[place] = summary
-    return found
+    return {place: _best(own) for place, own in _scored(study, task).items()}
+
+
+def _best(summaries: list[Summary]) -> Summary:
+    def worth(summary: Summary) -> float:
+        mean = summary.interval.mean if summary.interval else -inf
+        return mean if summary.greater_is_better else -mean
+
+    return max(summaries, key=worth)
 
 
 def _means(cells: Mapping[tuple[int, int], Summary]) -> dict[tuple[int, int], float]:
@@ -78,16 +88,25 @@ def _picture(study: Study, name: str, task: str | None, scores: dict[tuple[int, 
     )
 
 
+def _cell(summaries: list[Summary], *, named: bool) -> str:
+    """The best one's score; its method's name too where the place has several."""
+    if not summaries:
+        return with_interval(None)
+    best = _best(summaries)
+    return with_interval(best.interval) + (f", {best.method}" if named else "")
+
+
 def _table(study: Study, tasks: list[str]) -> Table:
-    cells = {task: _cells(study, task) for task in tasks}
+    cells = {task: _scored(study, task) for task in tasks}
     places = sorted(
         {place for of_task in cells.values() for place in of_task}, key=lambda place: (place[0] * place[1], place)
     )
     rows = []
     for n, r in places:
-        own = [cells[task].get((n, r)) for task in tasks]
-        parameters = next((summary.parameters for summary in own if summary is not None), None)
-        scores = (with_interval(summary.interval if summary else None) for summary in own)
+        own = [cells[task].get((n, r), []) for task in tasks]
+        parameters = next((_best(summaries).parameters for summaries in own if summaries), None)
+        names = {summary.method for summaries in own for summary in summaries}
+        scores = (_cell(summaries, named=len(names) > 1) for summaries in own)
         rows.append((f"{n * r}", f"{n}", f"{r}", count(parameters), *scores))
     headings = ("Equivalent rank n r", "n", "r", "Adapter parameters", *tasks)
     return Table(
