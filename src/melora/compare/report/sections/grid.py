@@ -1,10 +1,9 @@
 """MELoRA's scores over n and r."""
 
-from collections.abc import Mapping
 from functools import partial
-from math import inf
 
 from ...statistics import Summary
+from ...statistics_interval import Interval
 from ..drawing.heat import draw_heat
 from ..notes import note
 from ..parts import Column, Picture, Section, Table
@@ -20,10 +19,10 @@ _TEXT = (
 
 def grid(study: Study) -> Section | None:
     """None unless MELoRA methods of two or more (n, r) have scores."""
-    tasks = [task for task in study.scored_tasks() if len(_cells(study, task)) > 1]
+    tasks = [task for task in study.scored_tasks() if len(_places(study, task)) > 1]
     if not tasks:
         return None
-    pictures = [_picture(study, f"grid-{study.slugs[task]}", task, _means(_cells(study, task))) for task in tasks]
+    pictures = [_picture(study, f"grid-{study.slugs[task]}", task, _best_means(study, task)) for task in tasks]
     over_all = _over_all(study)
     if len(tasks) > 1 and len(over_all) > 1:
         pictures.insert(0, _picture(study, "grid", None, over_all))
@@ -34,30 +33,19 @@ def _is_melora(study: Study, method: str) -> bool:
     return any(record.method == method and record.peft_method == "melora" for record in study.records)
 
 
-def _scored(study: Study, task: str) -> dict[tuple[int, int], list[Summary]]:
-    """(n, r) -> the summaries of the MELoRA methods that have scores there."""
-    found: dict[tuple[int, int], list[Summary]] = {}
+def _places(study: Study, task: str) -> dict[tuple[int, int], list[tuple[Interval, Summary]]]:
+    """(n, r) -> the MELoRA methods that have scores there, the best first."""
+    found: dict[tuple[int, int], list[tuple[Interval, Summary]]] = {}
     for summary in study.summaries[task]:
         if summary.interval and summary.n and summary.r and _is_melora(study, summary.method):
-            found.setdefault((summary.n, summary.r), []).append(summary)
+            found.setdefault((summary.n, summary.r), []).append((summary.interval, summary))
+    for own in found.values():
+        own.sort(key=lambda scored: scored[0].mean, reverse=own[0][1].greater_is_better)
     return found
 
 
-def _cells(study: Study, task: str) -> dict[tuple[int, int], Summary]:
-    """(n, r) -> the best MELoRA method's summary."""
-    return {place: _best(own) for place, own in _scored(study, task).items()}
-
-
-def _best(summaries: list[Summary]) -> Summary:
-    def worth(summary: Summary) -> float:
-        mean = summary.interval.mean if summary.interval else -inf
-        return mean if summary.greater_is_better else -mean
-
-    return max(summaries, key=worth)
-
-
-def _means(cells: Mapping[tuple[int, int], Summary]) -> dict[tuple[int, int], float]:
-    return {place: summary.interval.mean for place, summary in cells.items() if summary.interval is not None}
+def _best_means(study: Study, task: str) -> dict[tuple[int, int], float]:
+    return {place: own[0][0].mean for place, own in _places(study, task).items()}
 
 
 def _over_all(study: Study) -> dict[tuple[int, int], float]:
@@ -88,26 +76,26 @@ def _picture(study: Study, name: str, task: str | None, scores: dict[tuple[int, 
     )
 
 
-def _cell(summaries: list[Summary], *, named: bool) -> str:
+def _cell(scored: list[tuple[Interval, Summary]], *, named: bool) -> str:
     """The best one's score; its method's name too where the place has several."""
-    if not summaries:
+    if not scored:
         return with_interval(None)
-    best = _best(summaries)
-    return with_interval(best.interval) + (f", {best.method}" if named else "")
+    interval, summary = scored[0]
+    return with_interval(interval) + (f", {summary.method}" if named else "")
 
 
 def _table(study: Study, tasks: list[str]) -> Table:
-    cells = {task: _scored(study, task) for task in tasks}
+    found = {task: _places(study, task) for task in tasks}
     places = sorted(
-        {place for of_task in cells.values() for place in of_task}, key=lambda place: (place[0] * place[1], place)
+        {place for of_task in found.values() for place in of_task}, key=lambda place: (place[0] * place[1], place)
     )
     rows = []
     for n, r in places:
-        own = [cells[task].get((n, r), []) for task in tasks]
-        parameters = next((_best(summaries).parameters for summaries in own if summaries), None)
-        names = {summary.method for summaries in own for summary in summaries}
-        scores = (_cell(summaries, named=len(names) > 1) for summaries in own)
-        rows.append((f"{n * r}", f"{n}", f"{r}", count(parameters), *scores))
+        own = [found[task].get((n, r), []) for task in tasks]
+        parameters = next(scored[0][1].parameters for scored in own if scored)
+        names = {summary.method for scored in own for _, summary in scored}
+        cells = (_cell(scored, named=len(names) > 1) for scored in own)
+        rows.append((f"{n * r}", f"{n}", f"{r}", count(parameters), *cells))
     headings = ("Equivalent rank n r", "n", "r", "Adapter parameters", *tasks)
     return Table(
         name="grid-table",
