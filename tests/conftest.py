@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers import LlamaForCausalLM as Llama
 from transformers.pytorch_utils import Conv1D
 
@@ -74,3 +84,37 @@ def tiny_gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=50, n_positions=32, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
     return GPT2LMHeadModel(config).eval()
+
+
+def small_bart(**changes: Any) -> BartForConditionalGeneration:
+    """Two layers each way, with the numbers that were drawn last; `changes` go to its config."""
+    return BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=50,
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=64,
+            decoder_ffn_dim=64,
+            max_position_embeddings=64,
+            **changes,
+        )
+    )
+
+
+def small_t5(**changes: Any) -> T5ForConditionalGeneration:
+    """As small_bart."""
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=50,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            **changes,
+        )
+    )

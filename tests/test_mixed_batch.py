@@ -7,11 +7,12 @@ import pytest
 import torch
 from peft import PeftMixedModel, get_peft_model
 from torch import nn
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from melora import MeloraConfig, MeloraError
 from melora.layer import MeloraLayer
 from melora.mixed_batch import _layers
+
+from .conftest import small_bart, small_t5
 
 NAMES = ["__base__", "one", "two", "two", "__base__", "one"]
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 2], [3, 4, 5, 6], [9, 9, 4, 3], [7, 8, 9, 2], [5, 4, 3, 6]])
@@ -104,25 +105,7 @@ def generated(model: Any, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     return torch.nn.functional.pad(tokens, (0, 14 - tokens.shape[1]))
 
 
-SEQ2SEQ: dict[str, Callable[[], nn.Module]] = {
-    "t5": lambda: T5ForConditionalGeneration(
-        T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
-    ),
-    "bart": lambda: BartForConditionalGeneration(
-        BartConfig(
-            vocab_size=50,
-            d_model=32,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            max_position_embeddings=64,
-            forced_eos_token_id=None,
-        )
-    ),
-}
+SEQ2SEQ: dict[str, Callable[[], nn.Module]] = {"t5": small_t5, "bart": lambda: small_bart(forced_eos_token_id=None)}
 
 
 @torch.no_grad()

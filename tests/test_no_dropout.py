@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from melora.gradients import weight_gradients
 from melora.no_dropout import no_dropout
+
+from .conftest import small_bart, small_t5
 
 IDS = torch.randint(3, 50, (4, 7), generator=torch.Generator().manual_seed(0))
 BATCHES = [{"input_ids": IDS, "labels": IDS}]
@@ -18,37 +19,12 @@ BATCHES = [{"input_ids": IDS, "labels": IDS}]
 
 def tiny_bart(**rates: float) -> Any:
     torch.manual_seed(0)
-    config = BartConfig(
-        vocab_size=50,
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=64,
-        use_cache=False,
-        **{"dropout": 0.0, **rates},
-    )
-    return BartForConditionalGeneration(config).double().train()
+    return small_bart(use_cache=False, **{"dropout": 0.0, **rates}).double().train()
 
 
 def tiny_t5(attention: str) -> Any:
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=50,
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        dropout_rate=0.4,
-        decoder_start_token_id=0,
-        use_cache=False,
-    )
-    config._attn_implementation = attention
-    return T5ForConditionalGeneration(config).double().train()
+    return small_t5(dropout_rate=0.4, use_cache=False, attn_implementation=attention).double().train()
 
 
 MODELS = {
