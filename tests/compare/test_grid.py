@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,19 +14,24 @@ from melora.compare.study import Study
 
 
 class Told(Known):
-    """Knows the scores of some rates; a rate whose score is None failed."""
+    """Knows the scores of some rates, and the losses of some; a rate whose score is None failed."""
 
     scores: Mapping[float, float | None]
+    losses: Mapping[float, float]
 
-    def __init__(self, scores: Mapping[float, float | None]) -> None:
+    def __init__(self, scores: Mapping[float, float | None], losses: Mapping[float, float] | None = None) -> None:
         super().__init__({})
         object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "losses", losses or {})
 
     def needs(self, job: Job, *, score: bool) -> bool:
         return job.rate not in self.scores
 
     def validation_score(self, job: Job) -> float | None:
         return self.scores.get(job.rate)
+
+    def validation_loss(self, job: Job) -> float:
+        return self.losses.get(job.rate, math.inf)
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def test_nothing_grows_with_extend_0_or_a_single_rate(make_study: Callable[..., 
     ("scores", "best"),
     [
         ({1e-3: 0.8, 3e-3: 0.9, 1e-2: 0.7}, 3e-3),
-        ({1e-3: 0.9, 3e-3: 0.9, 1e-2: 0.7}, 1e-3),  # equals: the lower rate
+        ({1e-3: 0.9, 3e-3: 0.9, 1e-2: 0.7}, 1e-3),  # equals, and no loss is known: the lower rate
         ({1e-3: float("nan"), 3e-3: 0.1, 1e-2: None}, 3e-3),
         ({1e-3: float("nan"), 3e-3: None, 1e-2: None}, None),
     ],
@@ -79,6 +85,16 @@ def test_nothing_grows_with_extend_0_or_a_single_rate(make_study: Callable[..., 
 def test_the_best_setting(cell: Cell, scores: dict[float, Any], best: float | None) -> None:
     jobs = [cell.job({RATE: rate}, 0) for rate in (1e-3, 3e-3, 1e-2)]
     assert best_setting(jobs, Told(scores)) == (None if best is None else {RATE: best})
+
+
+def test_of_equal_scores_the_lower_loss_is_best(cell: Cell) -> None:
+    """As where every rate answers with one class: the loss still tells which of them learned."""
+    scores: dict[float, float | None] = {1e-3: 0.0, 3e-3: 0.0, 1e-2: 0.0}
+    jobs = [cell.job({RATE: rate}, 0) for rate in scores]
+    told = Told(scores, {1e-3: 0.59, 3e-3: 0.57, 1e-2: 0.58})
+    assert best_setting(jobs, told) == {RATE: 3e-3}
+    assert [job.rate for job in grid_jobs(cell, told)] == [1e-3, 3e-3, 1e-2]  # and no end is, so that none moves out
+    assert best_setting(jobs, Told({**scores, 1e-2: 0.1}, told.losses)) == {RATE: 1e-2}
 
 
 def test_the_best_setting_where_less_is_better(cell: Cell) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,9 +10,9 @@ import pytest
 from melora.compare import worker
 from melora.compare.jobs import Cell, Job
 from melora.compare.known import Known
-from melora.compare.record import Record, Status
+from melora.compare.record import Point, Record, Status
 from melora.compare.space import RATE
-from melora.compare.state import note_failure
+from melora.compare.state import curve_lines, note_failure
 from melora.compare.study import Study
 from melora.training.folder import RESULTS, read_json, write_json
 
@@ -85,6 +86,17 @@ def test_an_archive_stands_for_a_folder_that_is_gone(job: Job, scored: Record) -
     assert archive.record(job, chosen=True) == scored
     assert archive.validation_score(job) == scored.validation_score
     assert Known({}).needs(job, score=False)
+
+
+def test_the_lowest_loss_on_the_held_out_rows(job: Job, scored: Record) -> None:
+    losses = [line["eval_loss"] for line in curve_lines(job.folder) if line.get("eval_loss") is not None]
+    assert len(losses) > 1
+    assert Known({}).validation_loss(job) == min(losses)
+    points = [Point(1, 0.5, loss=0.1), Point(2, 1.0, validation_loss=math.nan), Point(4, 2.0, validation_loss=0.3)]
+    shutil.rmtree(job.folder)
+    assert Known({job.run: replace(scored, points=tuple(points))}).validation_loss(job) == 0.3
+    assert Known({job.run: replace(scored, points=())}).validation_loss(job) == math.inf
+    assert Known({}).validation_loss(job) == math.inf
 
 
 def test_an_archive_without_its_score_is_made_again_for_it(job: Job, scored: Record) -> None:

@@ -9,7 +9,10 @@ from .known import Known
 
 
 def best_setting(jobs: Iterable[Job], known: Known) -> Setting | None:
-    """The setting of the finished run with the best validation score; of equals the lowest learning rate.
+    """The setting of the finished run with the best validation score.
+
+    Of equal scores that with the lowest loss on those rows, then the lowest learning rate. Scores are equal where all
+    runs answer with one class: Matthews' correlation is 0 then, and only the loss tells which of them learned.
 
     Args:
         jobs: a search's runs, of one task and method.
@@ -18,13 +21,14 @@ def best_setting(jobs: Iterable[Job], known: Known) -> Setting | None:
     Returns:
         None if no run is finished with a score that is a number.
     """
-    best: tuple[float, float] | None = None
+    best: tuple[float, float, float] | None = None
     setting: Setting | None = None
     for job in jobs:
         score = known.validation_score(job)
         if score is None or not math.isfinite(score):
             continue
         badness = -score if task_class(job.recipe.task).greater_is_better else score
-        if best is None or (badness, job.rate) < best:
-            best, setting = (badness, job.rate), job.setting
+        place = badness, known.validation_loss(job), job.rate
+        if best is None or place < best:
+            best, setting = place, job.setting
     return setting

@@ -81,6 +81,14 @@ class Known:
         """The metric on the held-out rows of the epoch that was kept; None unless the run is finished."""
         return self.record(job, chosen=False).validation_score
 
+    def validation_loss(self, job: Job) -> float:
+        """The lowest loss on the held-out rows after any epoch; infinite where none is known.
+
+        Not that of the epoch that was kept: where the metric stays the same, that is the first.
+        """
+        losses = (point.validation_loss for point in self.record(job, chosen=False).points)
+        return min((loss for loss in losses if loss is not None and math.isfinite(loss)), default=math.inf)
+
 
 def load_archive(report: Path) -> dict[str, Record]:
     """The records of an earlier report by run; none without one.
