@@ -1,10 +1,13 @@
 """Logarithmic axes whose ticks can be read, and names that fit."""
 
+import math
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melora.compare.report.drawing.axes import label, log_limits, log_ticks
+from melora.compare.report.drawing.axes import label, legible, log_limits, log_ticks
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,31 @@ def test_every_value_lies_within_the_limits_and_there_are_ticks(values: list[int
     ticks = log_ticks(low, high)
     assert 1 <= len(ticks) <= 14
     assert all(low <= tick <= high for tick in ticks)
+
+
+def test_of_ticks_too_near_to_each_other_the_one_with_most_stays() -> None:
+    tried = {1e-4: 1, 3e-4: 4, 3.3e-4: 1, 9e-4: 2, 1e-3: 2, 1e-2: 1}
+    assert legible(tried, 1e-4, 1e-2, 0.05) == [1e-4, 3e-4, 9e-4, 1e-2]
+    assert legible(tried, 1e-4, 1e-2, 0.0) == list(tried)
+
+
+@given(
+    st.dictionaries(st.floats(1e-6, 1.0), st.integers(1, 20), min_size=1, max_size=30),
+    st.floats(0.01, 0.5),
+)
+def test_legible_ticks_lie_apart_and_those_left_out_are_near_one_that_counts_no_less(
+    counts: dict[float, int], least: float
+) -> None:
+    low, high = log_limits(counts)
+    kept = legible(counts, low, high, least)
+
+    def between(one: float, other: float) -> float:
+        return abs(math.log(one / other)) / math.log(high / low)
+
+    assert kept == sorted(kept)
+    assert all(between(one, other) >= least for one, other in pairwise(kept))
+    for value in counts.keys() - set(kept):
+        assert any(between(value, stays) < least and counts[stays] >= counts[value] for stays in kept)
 
 
 def test_long_names_are_cut_and_none_is_hidden() -> None:

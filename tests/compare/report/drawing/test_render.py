@@ -1,6 +1,7 @@
 """A picture in both of its forms, and what is drawn where."""
 
 import io
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -11,7 +12,7 @@ from melora.compare.report.drawing.front import Dot, draw_front
 from melora.compare.report.drawing.heat import draw_heat
 from melora.compare.report.drawing.lines import Sensitivity, draw_rates
 from melora.compare.report.drawing.palette import INK, style
-from melora.compare.report.drawing.render import render
+from melora.compare.report.drawing.render import drawn, render
 from melora.compare.report.parts import Picture
 from melora.compare.statistics_interval import Interval
 
@@ -119,6 +120,21 @@ def test_rates_with_the_chosen_and_the_failed_ones() -> None:
     assert ring.get_xydata().tolist() == [[1e-3, 0.6]]
     assert (cross.get_marker(), list(cross.get_xdata())) == ("x", [1e-2])
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.0001", "0.001", "0.01"]
+
+
+def test_labels_of_near_rates_do_not_lie_on_each_other() -> None:
+    def draw(figure: Figure) -> None:
+        three = Sensitivity([(rate, 0.5) for rate in (3e-4, 1e-3, 3e-3)], 1e-3, [])
+        near = Sensitivity([(rate, 0.6) for rate in (3.3e-4, 1e-3, 2.7e-3, 9e-3)], 1e-3, [])
+        draw_rates(figure, "title", {"one": three, "two": three, "three": near}, STYLES, "score")
+
+    with drawn(Picture("rates", "", "", draw)) as figure:
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        labels = axes.get_xticklabels()
+        assert [label.get_text() for label in labels] == ["0.0003", "0.001", "0.003", "0.009"]
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
 @pytest.mark.parametrize("greater", [True, False])

@@ -1,7 +1,7 @@
 """What several pictures share: legends, names, logarithmic axes."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..text import line
@@ -69,6 +69,19 @@ def log_ticks(low: float, high: float) -> list[float]:
     within = (1, 2, 5) if decades < 2 else (1, 3) if decades < 3.5 else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [tick for power in exponents for tick in (k * 10.0**power for k in within) if low <= tick <= high]
+
+
+def legible(counts: Mapping[float, int], low: float, high: float, least: float) -> list[float]:
+    """Ticks of a logarithmic axis, ascending, that lie `least` of its length or more apart.
+
+    Of two that lie nearer to each other, the one with the higher count stays, then the lower tick.
+    """
+    length = math.log(high / low)
+    kept: list[float] = []
+    for tick in sorted(counts, key=lambda tick: (-counts[tick], tick)):
+        if all(abs(math.log(tick / other)) / length >= least for other in kept):
+            kept.append(tick)
+    return sorted(kept)
 
 
 def set_log_x(axes: "Axes", low: float, high: float, ticks: dict[float, str]) -> None:

@@ -1,15 +1,19 @@
 """Lines of methods: validation score against learning rate, and training curves."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..text import rate
-from .axes import log_limits, method_legend, new_axes, set_log_x
+from .axes import legible, log_limits, method_legend, new_axes, set_log_x
 from .palette import GROUND, Style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# The shares of the axis that its labels take at the report's width and font size: turned by 60 degrees, and upright.
+_APART, _UPRIGHT_APART = 0.055, 0.16
 
 Points = Sequence[tuple[float, float]]
 
@@ -34,7 +38,7 @@ def draw_rates(
 ) -> None:
     """A line for each method; the chosen rate is ringed, a rate that only failed has a cross at the bottom."""
     axes = new_axes(figure, title)
-    rates = sorted({value for own in lines.values() for value in (*(x for x, _ in own.scores), *own.failed)})
+    tried = Counter(value for own in lines.values() for value in (*(x for x, _ in own.scores), *own.failed))
     for method, own in lines.items():
         drawn = styles[method]
         axes.plot(
@@ -57,8 +61,10 @@ def draw_rates(
             color=drawn.colour,
         )
     axes.margins(y=0.12)
-    set_log_x(axes, *log_limits(rates), {value: rate(value) for value in rates})
-    axes.tick_params(axis="x", rotation=0 if len(rates) <= 5 else 60)
+    low, high = log_limits(tried)
+    ticks = legible(tried, low, high, _APART)
+    set_log_x(axes, low, high, {value: rate(value) for value in ticks})
+    axes.tick_params(axis="x", rotation=0 if ticks == legible(tried, low, high, _UPRIGHT_APART) else 60)
     axes.set_xlabel("learning rate (log scale)")
     axes.set_ylabel(ylabel)
     method_legend(figure, {method: styles[method] for method in lines})
