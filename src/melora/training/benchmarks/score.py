@@ -141,6 +141,7 @@ def _run(model: Any, tokenizer: Any, options: Options, tasks: list[Any]) -> dict
         result: dict[str, Any] = simple_evaluate(
             lm,
             tasks=list(tasks),
+            task_manager=local_tasks(options.data_folder),  # without one lm-eval reads its thousands of files again
             num_fewshot=options.num_fewshot,
             limit=options.limit,
             apply_chat_template=options.chat,
