@@ -305,6 +305,20 @@ def test_curves_are_means_where_all_seeds_have_a_value(written: Write, small: Sm
     assert picture.alt == "1 method. Mean over seeds at the end: LoRA r=8 0.4000."
 
 
+def test_the_kept_adapters_own_score_is_no_point_of_a_curve(written: Write, small: Small) -> None:
+    """A run ends with a score of the epoch that it kept, logged at the last step."""
+    about, records = small("LoRA r=8")
+
+    def curve(kept: float, *scores: float) -> tuple[Point, ...]:
+        own = [Point(i, float(i), validation_score=score) for i, score in enumerate(scores, start=1)]
+        return (*own, Point(len(own), float(len(own)), validation_score=kept))
+
+    curves = (curve(0.6, 0.6, 0.2), curve(0.4, 0.3, 0.4), curve(0.5, 0.5, 0.3))
+    found = written(about, [replace(run, points=curves[run.seed]) for run in records])
+    (picture,) = found.section("curves").pictures
+    assert picture.alt == "1 method. Mean over seeds at the end: LoRA r=8 0.3000."
+
+
 def test_costs_by_hand(written: Write, small: Small) -> None:
     about, records = small("LoRA r=8")
     values = [(100.0, 0.5, 2**20), (200.0, 0.1, 3 * 2**20), (600.0, 0.2, None)]

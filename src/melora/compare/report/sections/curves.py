@@ -58,8 +58,13 @@ def _of(runs: dict[str, list[Record]], value_of: Callable[[Point], float | None]
 
 
 def _line(record: Record, value_of: Callable[[Point], float | None]) -> list[tuple[float, float]]:
-    values = ((point.epoch, value_of(point)) for point in record.points)
-    return [(epoch, value) for epoch, value in values if value is not None and math.isfinite(value)]
+    """Of one epoch the first value: a run ends with a score of the epoch that it kept, logged at the last one."""
+    values: dict[float, float] = {}
+    for point in record.points:
+        value = value_of(point)
+        if value is not None:
+            values.setdefault(point.epoch, value)
+    return [(epoch, value) for epoch, value in values.items() if math.isfinite(value)]
 
 
 def _mean(lines: Sequence[Points]) -> list[tuple[float, float]]:
