@@ -78,9 +78,26 @@ def test_more_than_the_cluster_has(tmp_path: Path, cpus: float, gpus: float, mes
         ("auto", "--ray auto: can't be reached"),
     ],
 )
-def test_an_unreachable_ray(tmp_path: Path, address: str, message: str) -> None:
+def test_an_unreachable_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(MeloraError, match=re.escape(message)) as caught:
         RayExecutor(tmp_path, address, cpus=1, gpus=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left_behind", [True, False])
+def test_auto_finds_a_cluster_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_behind: bool) -> None:
+    """Ray itself tries for many minutes to reach what a killed cluster left in its folder, or RAY_ADDRESS names."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if left_behind:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    else:
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(MeloraError, match=r"^--ray auto \(127\.0\.0\.1:1\): nothing answers there") as caught:
+        RayExecutor(tmp_path, "auto", cpus=1, gpus=0)
     assert "\n" not in str(caught.value)
 
 

@@ -76,6 +76,12 @@ class RayExecutor:
         if address not in (None, "auto", "local"):
             check_reachable(str(address))
         try:
+            found = _last_cluster() if address == "auto" else None
+        except ConnectionError as error:
+            raise MeloraError(_out_of_reach(address, error)) from None
+        if found not in (None, "local"):
+            check_reachable(str(found), f"auto ({found})")
+        try:
             self._ray.init(
                 address=address if address is not None else "local",
                 include_dashboard=False if address in (None, "local") else None,
@@ -84,11 +90,7 @@ class RayExecutor:
                 configure_logging=False,
             )
         except Exception as error:  # ConnectionError, RuntimeError, ValueError: as Ray's versions have it
-            raise MeloraError(
-                f"--ray {address or ''}: can't be reached ({one_line(error)[:200]}); check that `ray status` works "
-                "there (RAY_AUTH_MODE=token where the cluster asks for a token), or give --ray without an address to "
-                "start Ray here"
-            ) from None
+            raise MeloraError(_out_of_reach(address, error)) from None
 
     def _room(self, cpus: float, gpus: float) -> int:
         """How many runs go at a time now."""
@@ -162,19 +164,44 @@ def _make(job: Job, score: bool, output: str, folder: str, threads: int) -> Stat
         over.set()
 
 
-def check_reachable(address: str) -> None:
-    """Raise a MeloraError if nothing listens at a cluster's address: Ray itself tries for minutes to reach it."""
+def _out_of_reach(address: str | None, error: Exception) -> str:
+    return (
+        f"--ray {address or ''}: can't be reached ({one_line(error)[:200]}); check that `ray status` works there "
+        "(RAY_AUTH_MODE=token where the cluster asks for a token), or give --ray without an address to start Ray here"
+    )
+
+
+def _last_cluster() -> str | None:
+    """What `auto` stands for: RAY_ADDRESS, a Ray that runs on this machine, or the last one, which may be gone.
+
+    Raises:
+        ConnectionError: there is none.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    address: str | None = get_ray_address_from_environment("auto", None)
+    return address
+
+
+def check_reachable(address: str, told: str | None = None) -> None:
+    """Raise a MeloraError if nothing listens at a cluster's address: Ray itself tries for minutes to reach it.
+
+    Args:
+        address: HOST:PORT, or with ray:// before it.
+        told: what the error calls it; None: the address.
+    """
+    told = told or address
     parts = urlsplit(address if "://" in address else f"ray://{address}")
     try:
         host, port = parts.hostname, parts.port
     except ValueError:
         host, port = None, None
     if not host or not port:
-        raise MeloraError(f"--ray {address}: is no address; give HOST:PORT, ray://HOST:PORT or auto")
+        raise MeloraError(f"--ray {told}: is no address; give HOST:PORT, ray://HOST:PORT or auto")
     try:
         socket.create_connection((host, port), _REACH_SECONDS).close()
     except OSError as error:
         raise MeloraError(
-            f"--ray {address}: nothing answers there ({one_line(error)}); start Ray with `ray start --head`, or give "
+            f"--ray {told}: nothing answers there ({one_line(error)}); start Ray with `ray start --head`, or give "
             "--ray without an address to start it here"
         ) from None
