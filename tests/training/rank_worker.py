@@ -63,7 +63,7 @@ def run(arguments: list[str], sigterm: int | None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     commands, seen = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
-    frame.leave = lambda: None  # the ranks stay together for the next command
+    leave, frame.leave = frame.leave, lambda: None  # the ranks stay together for the next command
     frame._LET_MAIN_SPEAK = 0.0
     trainer_module.AdapterTrainer = Killed
     torch.save = _save
@@ -71,3 +71,4 @@ if __name__ == "__main__":
     results = [run(command["arguments"], command["sigterm"]) for command in commands]
     written = sorted(_written)
     (seen / f"rank-{RANK}.json").write_text(json.dumps({"results": results, "written": written}))
+    leave()  # a rank that ends with the group open may end in an abort, as the other's connections close
