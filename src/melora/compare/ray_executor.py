@@ -73,15 +73,10 @@ class RayExecutor:
         self._halt_file.unlink(missing_ok=True)
 
     def _connect(self, address: str | None) -> None:
-        if address not in (None, "auto", "local"):
-            check_reachable(str(address))
         try:
-            found = _last_cluster() if address == "auto" else None
-        except ConnectionError as error:
-            raise MeloraError(_out_of_reach(address, error)) from None
-        if found not in (None, "local"):
-            check_reachable(str(found), f"auto ({found})")
-        try:
+            meant = _last_cluster() if address == "auto" else address
+            if meant not in (None, "local"):
+                check_reachable(str(meant), f"auto ({meant})" if address == "auto" else str(meant))
             self._ray.init(
                 address=address if address is not None else "local",
                 include_dashboard=False if address in (None, "local") else None,
@@ -89,8 +84,14 @@ class RayExecutor:
                 logging_level=logging.ERROR,
                 configure_logging=False,
             )
+        except MeloraError:
+            raise
         except Exception as error:  # ConnectionError, RuntimeError, ValueError: as Ray's versions have it
-            raise MeloraError(_out_of_reach(address, error)) from None
+            raise MeloraError(
+                f"--ray {address or ''}: can't be reached ({one_line(error)[:200]}); check that `ray status` works "
+                "there (RAY_AUTH_MODE=token where the cluster asks for a token), or give --ray without an address to "
+                "start Ray here"
+            ) from None
 
     def _room(self, cpus: float, gpus: float) -> int:
         """How many runs go at a time now."""
@@ -162,13 +163,6 @@ def _make(job: Job, score: bool, output: str, folder: str, threads: int) -> Stat
         return None
     finally:
         over.set()
-
-
-def _out_of_reach(address: str | None, error: Exception) -> str:
-    return (
-        f"--ray {address or ''}: can't be reached ({one_line(error)[:200]}); check that `ray status` works there "
-        "(RAY_AUTH_MODE=token where the cluster asks for a token), or give --ray without an address to start Ray here"
-    )
 
 
 def _last_cluster() -> str | None:
