@@ -7,6 +7,7 @@ when it runs.
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from importlib import metadata
@@ -239,6 +240,9 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{args.command}: unknown argument {rest[0]!r}")
     # A worker of the tokenizer's pool after a fork prints a warning; the Trainer's loader forks.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not args.debug:
+        # It warns as it is imported, on CPUs with AVX512-BF16 each time: PEFT does that, before the frame is there.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         frame = importlib.import_module("melora.cli.frame")
         return int(frame.run_command(args, rest))

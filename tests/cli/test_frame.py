@@ -24,6 +24,24 @@ def test_help_and_mistyped_commands_load_nothing_heavy(arguments: list[str]) -> 
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_warning_while_bitsandbytes_is_imported_is_not_shown() -> None:
+    """On CPUs with AVX512-BF16 it has one for every command: PEFT imports it, long before the command's body runs."""
+    code = (
+        "import logging, sys, melora_cli\n"
+        "class Warns:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'bitsandbytes.backends':\n"
+        "            print(name)\n"
+        "            logging.getLogger(name).warning('no kernels')\n"
+        "sys.meta_path.insert(0, Warns())\n"
+        "melora_cli.main(['inspect', '/none'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "bitsandbytes.backends\n"
+    assert done.stderr.startswith("error: /none: ")
+    assert done.stderr.count("\n") == 1
+
+
 def test_python_m_melora_is_the_same_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
