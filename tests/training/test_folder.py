@@ -108,6 +108,21 @@ def test_a_run_killed_in_its_first_moment_can_be_resumed(make_recipe: Make) -> N
     assert (again.partial / RECIPE).is_file()
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_interrupted_run_goes_on_wherever_it_lies_and_however_that_is_written(
+    folder: RunFolder, make_recipe: Make, monkeypatch: pytest.MonkeyPatch, moved: bool
+) -> None:
+    monkeypatch.chdir(folder.final.parent)
+    name = "elsewhere" if moved else "run"
+    folder.partial.rename(f"{name}.partial")
+    recipe = make_recipe(output=name)  # it was an absolute path
+    again = RunFolder(recipe, resume=True)
+    assert again.checkpoint == Path(f"{name}.partial/checkpoints/checkpoint-4")
+    again.create()
+    again.finish()
+    assert Path(name, RECIPE).read_text() == recipe.to_yaml()
+
+
 def test_nothing_to_resume(make_recipe: Make) -> None:
     with pytest.raises(MeloraError, match=r"no interrupted run in .*run\.partial to resume; start without --resume"):
         RunFolder(make_recipe(), resume=True)

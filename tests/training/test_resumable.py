@@ -86,10 +86,9 @@ def alone(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def interrupted(alone: tuple[Recipe, Path, Path], tmp_path: Path) -> tuple[Recipe, Path]:
-    """A recipe and its own copy of the interrupted run's partial folder."""
+    """The interrupted run's partial folder, copied to where no run was, and a recipe with that output."""
     recipe = parse_recipe({**alone[0].to_dict(), "output": str(tmp_path / "run")})
     partial = shutil.copytree(alone[2], tmp_path / "run.partial")
-    (partial / "recipe.yaml").write_text(recipe.to_yaml())
     return recipe, partial
 
 

@@ -39,8 +39,8 @@ class RunFolder:
     Args:
         recipe: gives the output folder.
         overwrite: replace a finished run at the end, and (without `resume`) throw an interrupted one away now.
-        resume: go on with an interrupted run of the same recipe, from its newest checkpoint that is as it was written;
-            from the start if it was interrupted before its first.
+        resume: go on with an interrupted run of the same recipe, its output apart, from its newest checkpoint that is
+            as it was written; from the start if it was interrupted before its first.
 
     Attributes:
         checkpoint: the one to go on from; None to start.
@@ -94,7 +94,7 @@ class RunFolder:
             return None  # killed in its first moment
         before = parse_recipe(read_yaml(self.partial / RECIPE))
         for key, value in self.recipe.to_dict().items():
-            if before.to_dict()[key] != value:
+            if key != "output" and before.to_dict()[key] != value:  # it was found there, moved or written otherwise
                 raise MeloraError(
                     f"output {self.final}: the interrupted run in {self.partial} has another {key} in its recipe; "
                     "resume it with that recipe, or choose another output=..."
@@ -174,6 +174,9 @@ class RunFolder:
             self.final.rename(old)
         self.partial.rename(self.final)
         sync_folder(self.final.parent)
+        recipe = self.recipe.to_yaml()
+        if (self.final / RECIPE).read_text(encoding="utf-8") != recipe:  # begun under another output
+            write_text(self.final / RECIPE, recipe)
         if old.exists():
             shutil.rmtree(old)
         self.release()
