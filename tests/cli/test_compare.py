@@ -163,6 +163,7 @@ def test_failed_runs_are_made_again_only_when_asked(
     done = melora("compare", study_file)
     assert done.code == 0
     assert "2 runs failed" in done.out
+    assert "rates are chosen without the failed runs, which the report lists; --retry-failed" in done.out
     assert sorted(made) == ["lora", "melora"]
     melora("compare", study_file)
     assert len(made) == 2

@@ -147,6 +147,10 @@ def _write(study: Study, searches: Searches, known: Known, text: str, console: C
     write_report(study.report_folder, about(study, rows, text), rows)
     counts = {status: sum(row.status == status for row in rows) for status in ("done", "failed", "missing")}
     console.print(", ".join(f"{count} runs {status}" for status, count in counts.items() if count or status == "done"))
+    if counts["failed"]:
+        console.print(
+            "rates are chosen without the failed runs, which the report lists; --retry-failed makes them again"
+        )
     console.print(f"report   {study.report_folder / 'report.html'}", markup=False)
 
 
