@@ -252,8 +252,9 @@ class MeloraConfig(PeftConfig):
         and one small model, and LoRA r=4 of as many parameters ties with it on four and wins on MRPC; docs/choosing.md
         tells what was found, and docs/compare.md how to ask for yours. Where 2 does not divide the sizes of every
         target, n is 1. The options stay off: of them permute alone helped, and not with two blocks
-        (results/options-minilm). For 8 blocks, where bytes count most: n=8, r=1, permute="strided"; SmolLM2
-        had the lowest loss of that size with A at 8 times B's rate besides (results/options-smollm2).
+        (results/options-minilm). For 8 blocks, where bytes count most: n=8, r=1, permute="strided", ahead of
+        LoRA r=1 at 2,304 parameters (results/quarter-seeds); SmolLM2 had the lowest loss of that size with A at 8 times
+        B's rate besides (results/options-smollm2).
 
         Args:
             model: the base model.
