@@ -173,10 +173,11 @@ class RunFolder:
             shutil.rmtree(old, ignore_errors=True)
             self.final.rename(old)
         self.partial.rename(self.final)
-        sync_folder(self.final.parent)
         recipe = self.recipe.to_yaml()
         if (self.final / RECIPE).read_text(encoding="utf-8") != recipe:  # begun under another output
             write_text(self.final / RECIPE, recipe)
+            sync_files(self.final)
+        sync_folder(self.final.parent)
         if old.exists():
             shutil.rmtree(old)
         self.release()
